@@ -1,0 +1,1 @@
+"""Fast ConvMixer inference: the same model, the same outputs, fused kernels."""

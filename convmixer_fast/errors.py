@@ -1,0 +1,33 @@
+"""The exceptions that this package raises on purpose.
+
+Wrong shapes raise ``ValueError`` and wrong dtypes ``TypeError``, as in PyTorch;
+the classes here are for what those two cannot say.
+"""
+
+__all__ = [
+    "BackendUnavailableError",
+    "CheckpointError",
+    "ConvMixerFastError",
+    "InferenceOnlyError",
+    "UnsupportedModelError",
+]
+
+
+class ConvMixerFastError(Exception):
+    """Base class of the exceptions below."""
+
+
+class UnsupportedModelError(ConvMixerFastError, ValueError):
+    """The module is not a ConvMixer that this package can run; says where it first differs."""
+
+
+class BackendUnavailableError(ConvMixerFastError, RuntimeError):
+    """A backend that was asked for by name cannot run here; says why."""
+
+
+class CheckpointError(ConvMixerFastError, ValueError):
+    """A file is not a checkpoint of a ConvMixer, or is damaged, or would run code."""
+
+
+class InferenceOnlyError(ConvMixerFastError, RuntimeError):
+    """Gradients or training were asked of a module that has only a forward pass."""

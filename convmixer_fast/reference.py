@@ -1,0 +1,86 @@
+"""The reference of each fused op, in plain PyTorch: what the kernels must compute.
+
+Every backend is tested against these functions evaluated in float64. They take
+the same arguments as the backends' launchers and do no checking: the public,
+checked entry points are in :mod:`convmixer_fast.ops`.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["ACTIVATIONS", "depthwise_block_ref", "patch_embed_ref", "pointwise_block_ref"]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+}
+"""Every activation that the fused ops know, by the name that their ``activation`` takes."""
+
+
+def depthwise_block_ref(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str,
+    residual: bool,
+) -> Tensor:
+    """``act(depthwise_conv(x) + bias) * scale + shift + x``; see :func:`ops.depthwise_block`."""
+    channels, _, kernel_size, _ = weight.shape
+    y = _conv(x, weight, bias, padding=kernel_size // 2, groups=channels)
+    y = _affine(ACTIVATIONS[activation](y), scale, shift)
+    return ((y + x) if residual else y).to(x.dtype, memory_format=torch.contiguous_format)
+
+
+def pointwise_block_ref(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str,
+) -> Tensor:
+    """``act(pointwise_conv(x) + bias) * scale + shift``; see :func:`ops.pointwise_block`."""
+    y = _affine(ACTIVATIONS[activation](_conv(x, weight, bias)), scale, shift)
+    return y.to(x.dtype, memory_format=torch.contiguous_format)
+
+
+def patch_embed_ref(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str,
+) -> Tensor:
+    """``act(patch_conv(x) + bias) * scale + shift``; see :func:`ops.patch_embed`."""
+    patch = (weight.shape[2], weight.shape[3])
+    y = _affine(ACTIVATIONS[activation](_conv(x, weight, bias, stride=patch)), scale, shift)
+    return y.to(x.dtype, memory_format=torch.contiguous_format)
+
+
+def _conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int] = (1, 1),
+    padding: int = 0,
+    groups: int = 1,
+) -> Tensor:
+    bias = None if bias is None else bias.to(x.dtype)
+    return F.conv2d(x, weight, bias, stride=stride, padding=padding, groups=groups)
+
+
+def _affine(y: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    # A float32 scale promotes a 16-bit y: the product and the sum are rounded
+    # once, when the caller casts the result back.
+    if scale is not None:
+        y = y * scale[:, None, None]
+    if shift is not None:
+        y = y + shift[:, None, None]
+    return y
