@@ -1,1 +1,49 @@
-"""Fast ConvMixer inference: the same model, the same outputs, fused kernels."""
+"""Fast ConvMixer inference: the same model, the same outputs, fused kernels.
+
+``optimize(model)`` takes a trained ConvMixer and returns a drop-in module;
+:mod:`convmixer_fast.ops` has the fused ops one by one. Importing this package
+queries no device and loads no compiled code.
+"""
+
+from pathlib import Path as _Path
+
+# In a checkout that is not installed, the sub-packages kernels and export stand
+# beside this folder instead of in it.
+if not (_Path(__file__).parent / "kernels").is_dir():
+    __path__.append(str(_Path(__file__).parent.parent))
+
+from convmixer_fast import errors, ops
+from convmixer_fast._version import __version__
+from convmixer_fast.backends import BackendStatus, backend_info
+from convmixer_fast.checkpoint import load
+from convmixer_fast.errors import (
+    BackendUnavailableError,
+    CheckpointError,
+    ConvMixerFastError,
+    InferenceOnlyError,
+    UnsupportedModelError,
+)
+from convmixer_fast.folding import fold
+from convmixer_fast.fused import FusedConvMixer
+from convmixer_fast.model import ConvMixer
+from convmixer_fast.optimize import optimize
+from convmixer_fast.recognize import recognize
+
+__all__ = [
+    "BackendStatus",
+    "BackendUnavailableError",
+    "CheckpointError",
+    "ConvMixer",
+    "ConvMixerFastError",
+    "FusedConvMixer",
+    "InferenceOnlyError",
+    "UnsupportedModelError",
+    "__version__",
+    "backend_info",
+    "errors",
+    "fold",
+    "load",
+    "ops",
+    "optimize",
+    "recognize",
+]

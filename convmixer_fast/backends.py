@@ -99,7 +99,11 @@ def backend_info() -> tuple[BackendStatus, ...]:
 
     This queries CUDA, and loads the compiled extension, when called.
     """
-    return (_triton_status(), _cpu_status(), BackendStatus("reference", True, "plain PyTorch, any device"))
+    return (
+        _triton_status(),
+        _cpu_status(),
+        BackendStatus("reference", True, "plain PyTorch, any device"),
+    )
 
 
 def extension() -> ModuleType | None:
@@ -191,7 +195,9 @@ def _triton_status() -> BackendStatus:
         return BackendStatus("triton", False, "no CUDA device: torch.cuda.is_available() is False")
     devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     reasons = [_triton_why_not(device) for device in devices]
-    live = [torch.cuda.get_device_name(d) for d, r in zip(devices, reasons, strict=True) if r is None]
+    live = [
+        torch.cuda.get_device_name(d) for d, r in zip(devices, reasons, strict=True) if r is None
+    ]
     if not live:
         return BackendStatus("triton", False, "; ".join(r for r in reasons if r is not None))
     return BackendStatus("triton", True, ", ".join(live))

@@ -1,0 +1,141 @@
+"""BatchNorm in eval mode -> scale and shift, folded forward, in float64.
+
+BatchNorm stands behind the activation, so it does not fold into its own convolution.
+It is ``v -> s v + t`` per channel, and (checked in float64 by the tests):
+
+- stem and pointwise: scale ``s`` and shift ``t`` of the op's epilogue;
+- depthwise: scale ``s``; the shift moves through the residual sum into the pointwise
+  bias, ``b' = b + W t``, exactly.
+
+This is the only place that knows BatchNorm's algebra.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convmixer_fast.spec import (
+    BatchNorm,
+    Block,
+    ConvMixerSpec,
+    FoldedBlock,
+    FoldedConvMixer,
+    FoldedLayer,
+    Head,
+    Layer,
+)
+
+__all__ = ["fold"]
+
+
+def fold(spec: ConvMixerSpec, dtype: torch.dtype | None = None) -> FoldedConvMixer:
+    """Fold every BatchNorm of ``spec`` away.
+
+    Args:
+        spec: what :func:`recognize.recognize` returned; it and its tensors are only read.
+        dtype: of the weights; None keeps the stem's. Bias, scale and shift are at least
+            float32, because rounding them would cost accuracy and save nothing.
+
+    Returns:
+        The folded form; it shares no memory with ``spec``.
+
+    Raises:
+        TypeError: ``dtype`` is not a floating-point type.
+    """
+    weights = spec.stem.weight.dtype if dtype is None else dtype
+    if not weights.is_floating_point:
+        raise TypeError(f"dtype must be a floating-point type, got {weights}")
+    vectors = torch.promote_types(weights, torch.float32)
+
+    def rounded(block: FoldedBlock) -> FoldedBlock:
+        cast = _caster(vectors)
+        return replace(
+            block,
+            weight=_caster(weights)(block.weight),
+            bias=cast(block.bias),
+            scale=cast(block.scale),
+            shift=cast(block.shift),
+        )
+
+    # Layers that the source shares between positions stay shared.
+    done: dict[tuple[object, ...], FoldedLayer] = {}
+    layers = []
+    for layer in spec.layers:
+        key = (*_identity(layer.depthwise), *_identity(layer.pointwise))
+        if key not in done:
+            depthwise, pointwise = _fold_layer(layer)
+            done[key] = FoldedLayer(rounded(depthwise), rounded(pointwise))
+        layers.append(done[key])
+    if isinstance(spec.head, Head):
+        cast = _caster(weights)
+        head: Head | nn.Module = replace(
+            spec.head, weight=cast(spec.head.weight), bias=cast(spec.head.bias)
+        )
+    else:
+        head = copy.deepcopy(spec.head)
+    return FoldedConvMixer(
+        stem=rounded(_fold_block(spec.stem)),
+        layers=tuple(layers),
+        head=head,
+        prefix=copy.deepcopy(spec.prefix),
+        preprocess=copy.deepcopy(spec.preprocess),
+        conditions=spec.conditions,
+    )
+
+
+def _fold_block(block: Block) -> FoldedBlock:
+    scale, shift = _scale_shift(block.norm)
+    return FoldedBlock(
+        weight=block.weight.double(),
+        bias=None if block.bias is None else block.bias.double(),
+        scale=scale,
+        shift=shift,
+        activation=block.activation,
+    )
+
+
+def _fold_layer(layer: Layer) -> tuple[FoldedBlock, FoldedBlock]:
+    depthwise, pointwise = _fold_block(layer.depthwise), _fold_block(layer.pointwise)
+    assert depthwise.shift is not None
+    moved = pointwise.weight[:, :, 0, 0] @ depthwise.shift
+    bias = moved if pointwise.bias is None else pointwise.bias + moved
+    return (
+        replace(depthwise, weight=_odd(depthwise.weight), shift=None),
+        replace(pointwise, bias=bias),
+    )
+
+
+def _scale_shift(norm: BatchNorm) -> tuple[Tensor, Tensor]:
+    scale = (norm.var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    shift = -norm.mean.double() * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.double()
+    return scale, shift
+
+
+def _odd(weight: Tensor) -> Tensor:
+    # padding="same" gives an even kernel one more row and column after than before, as
+    # an odd kernel has whose first row and column are zero.
+    return F.pad(weight, (1, 0, 1, 0)) if weight.shape[-1] % 2 == 0 else weight
+
+
+def _identity(block: Block) -> tuple[object, ...]:
+    norm = block.norm
+    tensors = (block.weight, block.bias, norm.mean, norm.var, norm.weight, norm.bias)
+    return (*map(id, tensors), norm.eps, block.activation)
+
+
+def _caster(dtype: torch.dtype) -> Callable[[Tensor | None], Any]:
+    def cast(tensor: Tensor | None) -> Tensor | None:
+        if tensor is None:
+            return None
+        return tensor.detach().to(dtype, memory_format=torch.contiguous_format, copy=True)
+
+    return cast

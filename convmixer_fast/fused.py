@@ -1,0 +1,236 @@
+"""FusedConvMixer: the folded form as an ``nn.Module`` that calls the fused ops.
+
+Its tensors are parameters that require no gradient, so that ``.to()``,
+``state_dict``, ``deepcopy``, ``pickle`` and ``next(model.parameters()).device``
+do what they do on any module.
+"""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from convmixer_fast import ops
+from convmixer_fast.errors import InferenceOnlyError, UnsupportedModelError
+from convmixer_fast.model import ConvMixerInterface, GlobalPool
+from convmixer_fast.spec import FoldedBlock, FoldedConvMixer, FoldedLayer, Head
+
+__all__ = ["FusedConvMixer"]
+
+
+class _FusedBlock(nn.Module):
+    """One fused op and the tensors that it takes."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    scale: nn.Parameter | None
+    shift: nn.Parameter | None
+
+    def __init__(self, block: FoldedBlock, backend: str) -> None:
+        super().__init__()
+        for name in ("weight", "bias", "scale", "shift"):
+            tensor = getattr(block, name)
+            parameter = None if tensor is None else nn.Parameter(tensor, requires_grad=False)
+            self.register_parameter(name, parameter)
+        self.activation = block.activation
+        self.backend = backend
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # .half() and .to(bfloat16) leave the per-channel vectors in float32: the kernels
+        # take them so, and rounding them would cost accuracy and save nothing.
+        def keep_vectors(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            if tensor.dim() == 1 and result.dtype in (torch.float16, torch.bfloat16):
+                return tensor.to(result.device, torch.float32)
+            return result
+
+        return super()._apply(keep_vectors, recurse)
+
+    def extra_repr(self) -> str:
+        shape = "x".join(map(str, self.weight.shape))
+        return f"{shape}, activation={self.activation!r}, backend={self.backend!r}"
+
+
+class PatchEmbed(_FusedBlock):
+    """:func:`ops.patch_embed` on folded tensors."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, C_in, H, W) to (N, C_out, H // P_h, W // P_w)."""
+        return ops.patch_embed(
+            x, self.weight, self.bias, self.scale, self.shift,
+            activation=self.activation, backend=self.backend,
+        )  # fmt: skip
+
+
+class DepthwiseBlock(_FusedBlock):
+    """:func:`ops.depthwise_block` on folded tensors, with the residual."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C, H, W)."""
+        return ops.depthwise_block(
+            x, self.weight, self.bias, self.scale, self.shift,
+            activation=self.activation, residual=True, backend=self.backend,
+        )  # fmt: skip
+
+
+class PointwiseBlock(_FusedBlock):
+    """:func:`ops.pointwise_block` on folded tensors."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C_in, H, W) to (N, C_out, H, W)."""
+        return ops.pointwise_block(
+            x, self.weight, self.bias, self.scale, self.shift,
+            activation=self.activation, backend=self.backend,
+        )  # fmt: skip
+
+
+class FusedConvMixer(ConvMixerInterface):
+    """A ConvMixer for inference: drop-in for the module that it was made from.
+
+    Made by :func:`convmixer_fast.optimize`. Takes and returns what the source module
+    does, in the same shapes and dtypes. The methods of timm's ConvMixer work on it;
+    those that need a plain head (global pooling, then at most one linear layer) say so
+    where the source has another one. Layers are ``blocks``; a layer that the source
+    shares between positions is one module at each of them.
+
+    Args:
+        folded: the folded form; its tensors are taken over, not copied.
+        backend: ``"auto"``, or one of :data:`backends.BACKENDS`.
+    """
+
+    source_head: nn.Module | None
+    """The source's own head, where it is not a plain one; then ``head`` is not used."""
+
+    def __init__(self, folded: FoldedConvMixer, backend: str = "auto") -> None:
+        super().__init__()
+        self.backend = backend
+        self.conditions = folded.conditions
+        self.prefix = folded.prefix
+        self.preprocess = folded.preprocess
+        self.stem = PatchEmbed(folded.stem, backend)
+        modules: dict[int, nn.Module] = {}
+        for layer in folded.layers:
+            if id(layer) not in modules:
+                modules[id(layer)] = _layer(layer, backend)
+        self.blocks = nn.Sequential(*(modules[id(layer)] for layer in folded.layers))
+        last = folded.layers[-1].pointwise if folded.layers else folded.stem
+        self.in_chans = folded.stem.weight.shape[1]
+        self.num_features = last.weight.shape[0]
+        self.head_drop = nn.Identity()
+        if isinstance(folded.head, Head):
+            self.source_head = None
+            self._take_head(folded.head)
+        else:
+            self.source_head = folded.head
+            self.global_pool, self.head = GlobalPool(""), nn.Identity()
+            self.num_classes, self.head_hidden_size = 0, self.num_features
+        self.eval()
+
+    def _take_head(self, head: Head) -> None:
+        classes = 0 if head.weight is None else head.weight.shape[0]
+        self._set_head(classes, head.global_pool)
+        if head.weight is not None:
+            linear = nn.Linear(head.weight.shape[1], classes, bias=False, device="meta")
+            linear.weight = nn.Parameter(head.weight, requires_grad=False)
+            if head.bias is not None:
+                linear.bias = nn.Parameter(head.bias, requires_grad=False)
+            self.head = linear
+
+    def forward(self, x: Tensor) -> Any:
+        """Map images (N, in_chans, H, W) to what the source module returns for them.
+
+        Raises:
+            ValueError: the shape is wrong: not 4-D, other channels, smaller than a patch,
+                or a size for which the source computes something else than was recognised.
+            TypeError: the dtype is not that of the weights, and autocast is off.
+            InferenceOnlyError: the input requires a gradient.
+            BackendUnavailableError: the backend named at ``optimize`` cannot run the input.
+        """
+        x = self._enter(x)
+        features = self._features(x)
+        if self.source_head is not None:
+            return self.source_head(features, x)
+        return super().forward_head(features)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Map images (N, in_chans, H, W) to the last layer's output (N, num_features, H', W')."""
+        return self._features(self._enter(x))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Map features (N, num_features, H', W') to logits, or pooled features.
+
+        Raises:
+            UnsupportedModelError: the source's head is not pooling and one linear layer.
+        """
+        self._need_plain_head("forward_head")
+        return super().forward_head(x, pre_logits)
+
+    def forward_intermediates(
+        self, x: Tensor, *args: Any, **kwargs: Any
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Return the features and the outputs of chosen layers, as timm's method does."""
+        x = self._enter(x)
+        x = x if self.preprocess is None else self.preprocess(x)
+        return super().forward_intermediates(x, *args, **kwargs)
+
+    def get_classifier(self) -> nn.Module:
+        """Return the linear layer of the head, or an ``nn.Identity`` where there is none."""
+        self._need_plain_head("get_classifier")
+        return super().get_classifier()
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the head by a newly initialised one; 0 classes leave the pooled features."""
+        if global_pool is None:
+            self._need_plain_head("reset_classifier without global_pool")
+        super().reset_classifier(num_classes, global_pool)
+        self.source_head = None
+        self.head.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode.
+
+        Raises:
+            InferenceOnlyError: ``mode`` is true.
+        """
+        if mode:
+            raise InferenceOnlyError(
+                "a FusedConvMixer cannot be trained: its BatchNorms are folded into the weights; "
+                "train the source model and optimize it again"
+            )
+        return super().train(False)
+
+    def _enter(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise InferenceOnlyError(
+                "a FusedConvMixer has no backward pass, and its input requires a gradient; call it "
+                "under torch.inference_mode() or torch.no_grad(), or detach the input"
+            )
+        if self.prefix is not None:
+            x = self.prefix(x)
+        if self.conditions and x.dim() == 4:
+            for condition in self.conditions:
+                if not condition.holds(x.shape[0], x.shape[2], x.shape[3]):
+                    raise ValueError(
+                        f"the source model's code looks at its input's size, and was recognised "
+                        f"for sizes where {condition.text}; this input is {tuple(x.shape)}. "
+                        "Pass optimize() an example_input of the size to be used"
+                    )
+        return x
+
+    def _features(self, x: Tensor) -> Tensor:
+        x = x if self.preprocess is None else self.preprocess(x)
+        return super().forward_features(x)
+
+    def _need_plain_head(self, what: str) -> None:
+        if self.source_head is not None:
+            raise UnsupportedModelError(
+                f"{what} needs a head of global pooling and at most one linear layer, and the "
+                "source model has another one; call the module itself, or forward_features"
+            )
+
+
+def _layer(layer: FoldedLayer, backend: str) -> nn.Sequential:
+    return nn.Sequential(
+        DepthwiseBlock(layer.depthwise, backend), PointwiseBlock(layer.pointwise, backend)
+    )

@@ -1,0 +1,224 @@
+"""Reading and cutting the ATen graph of an exported program.
+
+:class:`Dataflow` answers who produces and who consumes a value, looking through
+operations that change nothing in eval mode; :func:`extract` makes a module of the
+part of the graph between two values.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+__all__ = ["Dataflow", "GraphModule", "arguments", "extract", "op_name", "where"]
+
+aten = torch.ops.aten
+
+_DROPOUTS = frozenset(
+    (
+        "dropout",
+        "dropout_",
+        "feature_dropout",
+        "feature_dropout_",
+        "alpha_dropout",
+        "alpha_dropout_",
+    )
+)
+_COPIES = frozenset(("clone", "contiguous", "detach", "alias", "lift_fresh_copy", "_to_copy", "to"))
+
+
+def op_name(node: fx.Node) -> str:
+    """Return the ATen operation's name without overload, such as ``"conv2d"``."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.name.removeprefix("aten::")
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """Return the arguments of an ATen call by their names in its schema, defaults filled in."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    schema = node.target._schema.arguments
+    given = dict(zip((a.name for a in schema), node.args, strict=False))
+    return {a.name: given.get(a.name, node.kwargs.get(a.name, a.default_value)) for a in schema}
+
+
+def where(node: fx.Node) -> str:
+    """Return the name of the submodule that ``node`` came from."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [path for path, _ in stack.values() if isinstance(path, str)]
+    # Exported names of the modules of a Sequential can carry torch.export's own prefix.
+    path = paths[-1].removeprefix("L['self'].") if paths else ""
+    return path or "the model's forward"
+
+
+class Dataflow:
+    """Producers, consumers and constants in the graph of ``program``."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        self.program = program
+        self.nodes = list(program.graph.nodes)
+        self.order = {node: index for index, node in enumerate(self.nodes)}
+        signature = program.graph_signature
+        self._names = {
+            **signature.inputs_to_parameters,
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }
+        self._constants: dict[fx.Node, Any] = {}
+        self.image = next(n for n in self.nodes if n.name in signature.user_inputs)
+        self.depends_on_image = self._reach(self.image)
+
+    def _reach(self, start: fx.Node) -> set[fx.Node]:
+        reached = {start}
+        for node in self.nodes:
+            if any(source in reached for source in node.all_input_nodes):
+                reached.add(node)
+        return reached
+
+    def is_identity(self, node: fx.Node) -> bool:
+        """Whether ``node`` passes its first input on unchanged (dropout in eval mode, a copy)."""
+        name = op_name(node) if node.op == "call_function" else ""
+        if name in _DROPOUTS:
+            return arguments(node)["train"] is False
+        if name in _COPIES and isinstance(node.args[0], fx.Node):
+            before, after = node.args[0].meta.get("val"), node.meta.get("val")
+            return (
+                isinstance(before, Tensor)
+                and isinstance(after, Tensor)
+                and (before.dtype, before.device) == (after.dtype, after.device)
+            )
+        return False
+
+    def source(self, node: Any) -> Any:
+        """Follow identities from ``node`` back to what produced its value."""
+        while isinstance(node, fx.Node) and self.is_identity(node):
+            node = node.args[0]
+        return node
+
+    def consumers(self, node: fx.Node) -> list[fx.Node]:
+        """List what uses the value of ``node``, through identities, in the graph's order."""
+        found: list[fx.Node] = []
+        for user in node.users:
+            if self.is_identity(user):
+                found.extend(self.consumers(user))
+            elif op_name(user) not in ("sym_size", "_assert_tensor_metadata"):
+                found.append(user)
+        return sorted(dict.fromkeys(found), key=self.order.__getitem__)
+
+    def parameter(self, node: fx.Node) -> Tensor | None:
+        """Return the tensor behind a placeholder, or None where ``node`` is not one."""
+        name = self._names.get(node.name)
+        if node.op != "placeholder" or name is None:
+            return None
+        state = self.program.state_dict
+        value = state[name] if name in state else self.program.constants[name]
+        assert isinstance(value, Tensor)
+        return value.detach()
+
+    def constant(self, node: Any) -> Any:
+        """Evaluate ``node``, which must not depend on the image: a weight, or what is made of some."""
+        if not isinstance(node, fx.Node):
+            return node
+        if node not in self._constants:
+            value: Any = self.parameter(node)
+            if value is None:
+                if node in self.depends_on_image or not callable(node.target):
+                    raise ValueError(f"{node.name} is not a constant")
+                args = fx.map_arg(node.args, self.constant)
+                kwargs = fx.map_arg(node.kwargs, self.constant)
+                with torch.no_grad():
+                    value = node.target(*args, **kwargs)
+            self._constants[node] = value
+        return self._constants[node]
+
+    def is_constant(self, node: Any) -> bool:
+        """Whether ``node`` can be evaluated without an image."""
+        return not isinstance(node, fx.Node) or node not in self.depends_on_image
+
+    def mutates(self, node: fx.Node) -> bool:
+        """Whether ``node`` writes into its first input."""
+        target = node.target
+        return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
+
+
+class GraphModule(nn.Module):
+    """A part of a source model's graph, with its own copy of the tensors that it uses.
+
+    ``forward`` takes the graph's inputs in order and returns what the source returns
+    there, in the source's own structure (tensor, tuple, dictionary ...).
+    """
+
+    def __init__(self, graph: fx.GraphModule, structure: pytree.TreeSpec | None) -> None:
+        super().__init__()
+        self.graph = graph
+        self.structure = structure
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Run the graph."""
+        outputs = self.graph(*inputs)
+        if self.structure is None:
+            return outputs[0]
+        return pytree.tree_unflatten(outputs, self.structure)
+
+
+def extract(
+    flow: Dataflow,
+    inputs: list[fx.Node],
+    outputs: list[Any],
+    structure: pytree.TreeSpec | None = None,
+    check: Callable[[fx.Node], None] = lambda node: None,
+) -> GraphModule:
+    """Cut the computation of ``outputs`` from ``inputs`` out of the graph, as a module of its own.
+
+    Args:
+        flow: the graph.
+        inputs: the values that the module takes.
+        outputs: the values, or constants, that it returns.
+        structure: how the outputs are put together; None returns the first one.
+        check: called with every node that is taken; raises where one must not be.
+    """
+    needed = _needed(flow, inputs, outputs)
+    graph = fx.Graph()
+    root = nn.Module()
+    copies: dict[fx.Node, fx.Node] = {}
+    for index, node in enumerate(inputs):
+        copies[node] = graph.placeholder(f"input_{index}")
+    for node in flow.nodes:
+        if node not in needed or node in copies:
+            continue
+        check(node)
+        value = flow.parameter(node)
+        if value is not None:
+            root.register_buffer(node.name, value.clone())
+            copies[node] = graph.get_attr(node.name)
+        elif _is_batch_size(flow, node):
+            copies[node] = graph.call_function(aten.sym_size.int, (copies[inputs[0]], 0))
+        else:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+            # Shapes and stack traces of the trace would keep its fake tensors alive.
+            copies[node].meta = {}
+    graph.output(fx.map_arg(tuple(outputs), copies.__getitem__))
+    return GraphModule(fx.GraphModule(root, graph), structure)
+
+
+def _is_batch_size(flow: Dataflow, node: fx.Node) -> bool:
+    return op_name(node) == "sym_size" and node.args == (flow.image, 0)
+
+
+def _needed(flow: Dataflow, inputs: list[fx.Node], outputs: list[Any]) -> set[fx.Node]:
+    needed: set[fx.Node] = set()
+    pending = [node for node in outputs if isinstance(node, fx.Node)]
+    # A write counts even where nothing uses its result: a needed value may share its memory.
+    start = min(flow.order[node] for node in inputs)
+    stop = max((flow.order[node] for node in pending), default=start)
+    pending += [n for n in flow.nodes[start:stop] if flow.mutates(n)]
+    while pending:
+        node = pending.pop()
+        if node not in needed:
+            needed.add(node)
+            if node not in inputs and not _is_batch_size(flow, node):
+                pending += node.all_input_nodes
+    return needed

@@ -1,0 +1,65 @@
+"""optimize(model): the way in."""
+
+import copy
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from convmixer_fast import backends
+from convmixer_fast.folding import fold
+from convmixer_fast.fused import FusedConvMixer
+from convmixer_fast.recognize import recognize
+from convmixer_fast.tracing import unwrap
+
+__all__ = ["optimize"]
+
+
+def optimize(
+    model: nn.Module,
+    *,
+    backend: str = "auto",
+    dtype: torch.dtype | None = None,
+    example_input: Tensor | None = None,
+) -> FusedConvMixer:
+    """Return a module that computes what ``model`` does, faster.
+
+    Args:
+        model: a trained ConvMixer in eval mode: timm's, locuslab's, labml's, this package's,
+            or a variation; see :mod:`recognize`. It is only read.
+        backend: ``"auto"`` takes the fastest that runs where the input is, ``"triton"``,
+            ``"cpu"`` or ``"reference"`` that one or an error; see ``backend_info()``.
+        dtype: of the weights and so of the input; None keeps the model's.
+        example_input: an input batch that the model takes; needed only for a model that
+            takes images of one size alone. Its values do not matter.
+
+    Returns:
+        The optimized module, on the model's device, for inference only.
+
+    Raises:
+        TypeError: ``model`` is no module, or ``dtype`` not a floating-point type.
+        UnsupportedModelError: ``model`` is no ConvMixer in eval mode; says where it differs.
+        ValueError: there is no backend of that name.
+        BackendUnavailableError: the backend named cannot run here.
+    """
+    folded = fold(recognize(model, example_input), dtype)
+    device, dtype = folded.stem.weight.device, folded.stem.weight.dtype
+    chosen = backends.resolve(backend, device, dtype)
+    if backend == "auto" and chosen == "reference" and dtype != torch.float64:
+        reasons = "; ".join(
+            f"{name}: {backends.why_not(name, device, dtype)}" for name in ("triton", "cpu")
+        )
+        warnings.warn(
+            f"no fast backend can run {dtype} on {device}, so the model runs on plain PyTorch "
+            f"({reasons})",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    # The source's own modules around the trunk follow the weights' dtype, as by model.to().
+    fused = FusedConvMixer(folded, backend).to(dtype)
+    # What timm reads to choose the preprocessing of a model's images.
+    for name in ("pretrained_cfg", "default_cfg"):
+        config = getattr(unwrap(model), name, None)
+        if config is not None:
+            setattr(fused, name, copy.deepcopy(config))
+    return fused

@@ -1,0 +1,141 @@
+"""Plain data between recognition and everything that runs or exports a ConvMixer.
+
+:func:`recognize.recognize` reads a module into a :class:`ConvMixerSpec`: raw
+weights and BatchNorm statistics. :func:`folding.fold` turns that into a
+:class:`FoldedConvMixer`: what each fused op takes. Neither knows of backends,
+files or devices; the tensors of a spec may be the source model's own and are
+only read.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+__all__ = [
+    "BatchNorm",
+    "Block",
+    "ConvMixerSpec",
+    "FoldedBlock",
+    "FoldedConvMixer",
+    "FoldedLayer",
+    "Head",
+    "Layer",
+    "SizeCondition",
+]
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """BatchNorm in eval mode: ``(v - mean) / sqrt(var + eps) * weight + bias`` per channel."""
+
+    mean: Tensor
+    var: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+
+
+@dataclass(frozen=True)
+class Block:
+    """Convolution, activation, BatchNorm: the unit of which a ConvMixer is made."""
+
+    weight: Tensor
+    """(C_out, C_in / groups, K_h, K_w)."""
+    bias: Tensor | None
+    activation: str
+    """A name of :data:`reference.ACTIVATIONS`."""
+    norm: BatchNorm
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One ConvMixer layer: ``y = depthwise(x) + x``, then ``pointwise(y)``."""
+
+    depthwise: Block
+    pointwise: Block
+
+
+@dataclass(frozen=True)
+class Head:
+    """Global pooling, then a linear layer, or none where ``weight`` is None."""
+
+    global_pool: str
+    """A name of :data:`model.POOLS`."""
+    weight: Tensor | None = None
+    """(num_classes, F)."""
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class SizeCondition:
+    """A condition on the input's N, H and W under which the recognised computation holds.
+
+    A model whose Python code looks at the size of its input computes something else,
+    or nothing, where the condition is false.
+
+    Args:
+        text: a Python expression in N, H and W, such as ``"(H % 7) == 0"``.
+    """
+
+    text: str
+
+    def __post_init__(self) -> None:
+        # Compiled once, here, because torch.compile cannot trace an eval().
+        object.__setattr__(self, "_holds", eval(f"lambda N, H, W: {self.text}"))
+
+    def __reduce__(self) -> tuple[type["SizeCondition"], tuple[str]]:
+        return SizeCondition, (self.text,)
+
+    def holds(self, n: int, h: int, w: int) -> bool:
+        """Whether the condition is true of an input (n, channels, h, w)."""
+        return bool(self._holds(n, h, w))  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class ConvMixerSpec:
+    """What a module computes: ``x = prefix(image)``, ``head(layers(stem(preprocess(x))), x)``."""
+
+    stem: Block
+    layers: tuple[Layer, ...]
+    head: Head | nn.Module
+    """A :class:`Head`, or where the source has another one, the source's own graph:
+    called with the features (N, C, H, W) and ``x``."""
+    prefix: nn.Module | None
+    """The source's own modules, untraced, that stand before everything else; None for none."""
+    preprocess: nn.Module | None
+    """The source's own graph of what stands before the stem; None where nothing does."""
+    conditions: tuple[SizeCondition, ...]
+
+
+@dataclass(frozen=True)
+class FoldedBlock:
+    """What one fused op takes: ``act(conv(x, weight) + bias) * scale + shift``."""
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: Tensor | None
+    shift: Tensor | None
+    activation: str
+
+
+@dataclass(frozen=True)
+class FoldedLayer:
+    """The two fused ops of a layer; the first one also adds its input."""
+
+    depthwise: FoldedBlock
+    pointwise: FoldedBlock
+
+
+@dataclass(frozen=True)
+class FoldedConvMixer:
+    """A :class:`ConvMixerSpec` with every BatchNorm folded away; owns its tensors.
+
+    Layers that the source shares between positions are one object at each of them.
+    """
+
+    stem: FoldedBlock
+    layers: tuple[FoldedLayer, ...]
+    head: Head | nn.Module
+    prefix: nn.Module | None
+    preprocess: nn.Module | None
+    conditions: tuple[SizeCondition, ...]

@@ -1,0 +1,207 @@
+"""Any ``nn.Module`` -> one uniform graph of ATen operations, by ``torch.export``.
+
+Wrappers are looked through, and the input that tracing needs is found from the
+module's own weights. The source module is only read.
+"""
+
+import contextlib
+import copy
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convmixer_fast.errors import UnsupportedModelError
+from convmixer_fast.spec import SizeCondition
+
+__all__ = ["Trace", "trace", "unwrap"]
+
+_TORCH_ROOT = os.path.dirname(torch.__file__)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The graph of a module, and what it was traced under."""
+
+    program: torch.export.ExportedProgram
+    prefix: nn.Module | None
+    """Leading modules of an ``nn.Sequential`` that hold no convolution: not traced, run as they are."""
+    conditions: tuple[SizeCondition, ...]
+    """Input sizes for which the graph is what the module computes."""
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the module inside ``DataParallel``, ``DistributedDataParallel`` or ``torch.compile``."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod
+        else:
+            return model
+
+
+def trace(model: nn.Module, example_input: Tensor | None = None) -> Trace:
+    """Trace ``model`` on ``example_input``, or on an input guessed from its weights.
+
+    Raises:
+        TypeError: ``model`` is not an ``nn.Module``.
+        UnsupportedModelError: it cannot be traced on one image batch (N, C, H, W).
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    model = unwrap(model)
+    _refuse_opaque(model)
+    prefix, body = _split_prefix(model)
+    if example_input is not None:
+        if prefix is not None:
+            with torch.no_grad():
+                example_input = prefix(example_input)
+        # Only the shape matters, and a batch of 1 would be taken for a constant.
+        example_input = example_input.new_zeros((2, *example_input.shape[1:]))
+        return _finish(_export(body, example_input), prefix)
+    first_error: Exception | None = None
+    for candidate in _candidate_inputs(body):
+        try:
+            program = _export(body, candidate)
+        except UnsupportedModelError as error:
+            first_error = first_error or error
+            continue
+        found = _finish(program, prefix)
+        fixed = [c.text for c in found.conditions if "==" in c.text and "%" not in c.text]
+        if fixed:
+            raise UnsupportedModelError(
+                f"the model's own code fixes the size of its input ({', '.join(fixed)} when traced "
+                f"on {tuple(candidate.shape)}); pass example_input= with the size to be used, or "
+                "avoid int(x.shape[i]) in forward"
+            )
+        return found
+    raise UnsupportedModelError(
+        f"{first_error}; if the model takes images of a particular size, pass example_input="
+    )
+
+
+def _refuse_opaque(model: nn.Module) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedModelError(
+            "the model is a TorchScript module, whose code cannot be read; "
+            "pass the nn.Module that it was scripted from"
+        )
+    for name, module in model.named_modules():
+        if ".quantized" in type(module).__module__ and "torch" in type(module).__module__:
+            raise UnsupportedModelError(
+                f"{name or 'the model'}: expected floating-point weights, found the quantised module "
+                f"{type(module).__name__}; pass the model as it was before quantisation"
+            )
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(t.is_meta for t in tensors):
+        raise UnsupportedModelError(
+            "the model's tensors are on the meta device and hold no values; load its weights first"
+        )
+    if len({t.device for t in tensors}) > 1:
+        devices = ", ".join(sorted({str(t.device) for t in tensors}))
+        raise UnsupportedModelError(
+            f"the model's tensors are on several devices ({devices}); move it to one with .to(device)"
+        )
+
+
+def _split_prefix(model: nn.Module) -> tuple[nn.Module | None, nn.Module]:
+    # What stands in front of the first convolution often checks its input with
+    # Python code that cannot be traced (torchvision's Normalize does), and need
+    # not be: it runs as it is.
+    if type(model) is not nn.Sequential:
+        return None, model
+    children = list(model)
+    first = next((i for i, c in enumerate(children) if _first_convolution(c) is not None), 0)
+    if first == 0:
+        return None, model
+    prefix = copy.deepcopy(model[:first]).requires_grad_(False)
+    return prefix, model[first] if first == len(children) - 1 else model[first:]
+
+
+def _first_convolution(model: nn.Module) -> Tensor | None:
+    return next((p for p in model.parameters() if p.dim() == 4), None)
+
+
+def _candidate_inputs(model: nn.Module) -> Iterator[Tensor]:
+    weight = _first_convolution(model)
+    if weight is None:
+        raise UnsupportedModelError(
+            "expected a patch convolution, found no convolution weight in the model"
+        )
+    patch = max(weight.shape[2:])
+    channels = list(dict.fromkeys((weight.shape[1], 3, 1)))
+    # Not square, so that height and width cannot be confused; then the two sizes
+    # that models are commonly made for.
+    for height, width in ((8 * patch, 9 * patch), (224, 224), (32, 32)):
+        for c in channels:
+            yield torch.zeros(2, c, height, width, dtype=weight.dtype, device=weight.device)
+
+
+def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    shapes = torch.export.ShapesCollection()
+    auto = torch.export.Dim.AUTO
+    shapes[example] = dict.fromkeys((0, 2, 3), auto) if example.dim() == 4 else {0: auto}
+    try:
+        # A model that was compiled inside is traced through; gradients are off, so
+        # that a no_grad() inside the model leaves no mark in the graph.
+        with torch.compiler.set_stance("force_eager"), torch.no_grad(), _quiet():
+            return torch.export.export(model, (example,), dynamic_shapes=shapes, strict=False)
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [""]
+        raise UnsupportedModelError(
+            f"the model could not be traced by torch.export on an input {tuple(example.shape)} "
+            f"({type(error).__name__}: {reason[0]})"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    # torch.export logs a failed attempt in full, and a failure here is reported once, by us.
+    logger = logging.getLogger("torch")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def _finish(program: torch.export.ExportedProgram, prefix: nn.Module | None) -> Trace:
+    inputs = program.graph_signature.user_inputs
+    values = [n.meta["val"] for n in program.graph.nodes if n.name in inputs]
+    if len(values) != 1 or not isinstance(values[0], Tensor) or values[0].dim() != 4:
+        raise UnsupportedModelError(
+            f"expected a model of one input (N, C, H, W), found inputs {list(inputs)}"
+        )
+    return Trace(program, prefix, tuple(_size_conditions(values[0])))
+
+
+def _size_conditions(value: Any) -> Iterator[SizeCondition]:
+    """Yield the conditions on the input's size that the model's own code put there.
+
+    ``torch.export`` records every condition; those that arise inside PyTorch (strides,
+    broadcasting) hold of any size that the operations take, and are left out.
+    """
+    import sympy
+    from torch.utils._sympy.printers import PythonPrinter
+
+    names = {}
+    for name, dim in (("N", 0), ("H", 2), ("W", 3)):
+        size = value.shape[dim]
+        if isinstance(size, torch.SymInt):
+            symbol = size.node.expr
+            if symbol in names:
+                yield SizeCondition(f"{names[symbol]} == {name}")
+            names[symbol] = sympy.Symbol(name, integer=True)
+        else:
+            yield SizeCondition(f"{name} == {size}")
+    for guard in value.fake_mode.shape_env.guards:
+        location = guard.sloc.framework_loc
+        ours = location is not None and location.filename.startswith(_TORCH_ROOT)
+        if not ours and guard.expr.free_symbols <= set(names):
+            yield SizeCondition(PythonPrinter().doprint(guard.expr.xreplace(names)))

@@ -1,0 +1,30 @@
+"""What every test needs before torch, Triton and timm are used."""
+
+import os
+
+import torch
+
+# Without a device Triton's kernels run in its interpreter, which must be chosen
+# before they are imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import pytest
+
+from tests.timm_models import has_timm
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests that need what is not here, and say what they need."""
+    no_cuda = pytest.mark.skip(reason="needs a CUDA device")
+    no_timm = pytest.mark.skip(reason="needs timm and torchvision: pip install '.[timm]'")
+    for item in items:
+        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+            item.add_marker(no_cuda)
+        if item.get_closest_marker("timm") and not has_timm():
+            item.add_marker(no_timm)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,42 @@
+"""timm's ConvMixers, where timm can be imported."""
+
+import functools
+import importlib.util
+
+import torch
+from torch import nn
+
+PUBLISHED = ("convmixer_768_32", "convmixer_1024_20_ks9_p14", "convmixer_1536_20")
+
+_keep_alive = []
+
+
+def has_timm() -> bool:
+    return importlib.util.find_spec("timm") is not None
+
+
+@functools.cache
+def _timm():
+    # A torchvision whose compiled part does not load beside this build of torch cannot
+    # be imported until the two operations that it expects there are declared.
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        library = torch.library.Library("torchvision", "DEF")
+        for op in ("nms", "qnms"):
+            library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _keep_alive.append(library)
+    import timm
+
+    return timm
+
+
+def timm_model(name: str, **kwargs) -> nn.Module:
+    return _timm().create_model(name, **kwargs).eval()
+
+
+def timm_convmixer(*args, **kwargs) -> nn.Module:
+    _timm()
+    from timm.models.convmixer import ConvMixer
+
+    return ConvMixer(*args, **kwargs).eval()
