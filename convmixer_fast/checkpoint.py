@@ -187,7 +187,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118 (no iterator)
             return tensors, dict(file.metadata() or {})
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from error
@@ -200,8 +200,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path}: refused: it is no PyTorch checkpoint, or holds Python objects beside tensors, "
-            "which could run code when loaded; save model.state_dict() alone, or as .safetensors "
+            f"{path}: refused: it is no PyTorch checkpoint, or holds Python objects beside "
+            "tensors, which could run code; save model.state_dict() alone, or as .safetensors "
             f"({_first_line(error)})"
         ) from error
     except (RuntimeError, EOFError, KeyError, ValueError, OSError, UnicodeDecodeError) as error:
@@ -279,7 +279,8 @@ def _infer(path: Path, tensors: dict[str, Tensor]) -> Architecture:
     layers = {int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")}
     if layers != set(range(len(layers))) or not layers:
         raise CheckpointError(
-            f"{path}: not a ConvMixer's tensors: expected layers 0, 1, 2 ..., found {sorted(layers)}"
+            f"{path}: not a ConvMixer's tensors: expected layers 0, 1, 2 ..., "
+            f"found {sorted(layers)}"
         )
     kernel = shape("blocks.0.0.fn.0.weight", 4)[3]
     if patch != patch_w:

@@ -119,7 +119,7 @@ class Dataflow:
         return value.detach()
 
     def constant(self, node: Any) -> Any:
-        """Evaluate ``node``, which must not depend on the image: a weight, or what is made of some."""
+        """Evaluate ``node``, which must not depend on the image."""
         if not isinstance(node, fx.Node):
             return node
         if node not in self._constants:

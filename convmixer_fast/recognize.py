@@ -66,7 +66,7 @@ def _refuse_training(flow: Dataflow) -> None:
                 _fail(
                     where(node),
                     "a BatchNorm with running statistics",
-                    "one without (track_running_stats=False), which normalises each batch by itself",
+                    "one without (track_running_stats=False), which normalises by the batch",
                 )
             _fail(where(node), "eval mode", "BatchNorm in training mode", "call model.eval() first")
         if "dropout" in name and arguments(node)["train"]:

@@ -29,13 +29,13 @@ class Trace:
 
     program: torch.export.ExportedProgram
     prefix: nn.Module | None
-    """Leading modules of an ``nn.Sequential`` that hold no convolution: not traced, run as they are."""
+    """Leading modules of an ``nn.Sequential`` without a convolution: run as they are, untraced."""
     conditions: tuple[SizeCondition, ...]
     """Input sizes for which the graph is what the module computes."""
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the module inside ``DataParallel``, ``DistributedDataParallel`` or ``torch.compile``."""
+    """Return the module inside ``DataParallel``, its distributed kin, or ``torch.compile``."""
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
@@ -94,8 +94,8 @@ def _refuse_opaque(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if ".quantized" in type(module).__module__ and "torch" in type(module).__module__:
             raise UnsupportedModelError(
-                f"{name or 'the model'}: expected floating-point weights, found the quantised module "
-                f"{type(module).__name__}; pass the model as it was before quantisation"
+                f"{name or 'the model'}: expected floating-point weights, found the quantised "
+                f"module {type(module).__name__}; pass the model as it was before quantisation"
             )
     tensors = [*model.parameters(), *model.buffers()]
     if any(t.is_meta for t in tensors):
@@ -105,7 +105,7 @@ def _refuse_opaque(model: nn.Module) -> None:
     if len({t.device for t in tensors}) > 1:
         devices = ", ".join(sorted({str(t.device) for t in tensors}))
         raise UnsupportedModelError(
-            f"the model's tensors are on several devices ({devices}); move it to one with .to(device)"
+            f"the model's tensors are on several devices ({devices}); move it to one of them"
         )
 
 
