@@ -45,7 +45,8 @@ class _FusedBlock(nn.Module):
                 return tensor.to(result.device, torch.float32)
             return result
 
-        return super()._apply(keep_vectors, recurse)
+        super()._apply(keep_vectors, recurse)
+        return self
 
     def extra_repr(self) -> str:
         shape = "x".join(map(str, self.weight.shape))

@@ -59,7 +59,7 @@ class Dataflow:
 
     def __init__(self, program: ExportedProgram) -> None:
         self.program = program
-        self.nodes = list(program.graph.nodes)
+        self.nodes: list[fx.Node] = list(program.graph.nodes)
         self.order = {node: index for index, node in enumerate(self.nodes)}
         signature = program.graph_signature
         self._names = {

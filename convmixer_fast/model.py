@@ -69,13 +69,12 @@ class ConvMixerInterface(nn.Module):
     num_classes: int
 
     def _set_head(self, num_classes: int, global_pool: str) -> None:
-        like = next(self.stem.parameters(), None)
-        options = {} if like is None else {"device": like.device, "dtype": like.dtype}
+        like = next(self.stem.parameters())
         self.num_classes = num_classes
         self.global_pool = GlobalPool(global_pool)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         self.head = (
-            nn.Linear(self.head_hidden_size, num_classes, **options)
+            nn.Linear(self.head_hidden_size, num_classes, device=like.device, dtype=like.dtype)
             if num_classes > 0
             else nn.Identity()
         )

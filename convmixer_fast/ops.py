@@ -78,7 +78,8 @@ def depthwise_block(
             "pad an even kernel with zeros to the next odd size"
         )
     _check_epilogue(name, x, channels, activation, bias=bias, scale=scale, shift=shift)
-    return _depthwise_block(x, weight, bias, scale, shift, activation, residual, backend)
+    out: Tensor = _depthwise_block(x, weight, bias, scale, shift, activation, residual, backend)
+    return out
 
 
 def pointwise_block(
@@ -127,7 +128,8 @@ def pointwise_block(
             f"got {tuple(weight.shape)}"
         )
     _check_epilogue(name, x, channels_out, activation, bias=bias, scale=scale, shift=shift)
-    return _pointwise_block(x, weight, bias, scale, shift, activation, backend)
+    out: Tensor = _pointwise_block(x, weight, bias, scale, shift, activation, backend)
+    return out
 
 
 def patch_embed(
@@ -183,7 +185,8 @@ def patch_embed(
             f"and a patch {patch_h} x {patch_w}"
         )
     _check_epilogue(name, x, channels_out, activation, bias=bias, scale=scale, shift=shift)
-    return _patch_embed(x, weight, bias, scale, shift, activation, backend)
+    out: Tensor = _patch_embed(x, weight, bias, scale, shift, activation, backend)
+    return out
 
 
 @torch.library.custom_op("convmixer_fast::depthwise_block", mutates_args=())

@@ -38,11 +38,12 @@ def unwrap(model: nn.Module) -> nn.Module:
     """Return the module inside ``DataParallel``, its distributed kin, or ``torch.compile``."""
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod
+            inner = model.module
         else:
+            inner = getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
             return model
+        model = inner
 
 
 def trace(model: nn.Module, example_input: Tensor | None = None) -> Trace:
@@ -150,7 +151,12 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
         # A model that was compiled inside is traced through; gradients are off, so
         # that a no_grad() inside the model leaves no mark in the graph.
         with torch.compiler.set_stance("force_eager"), torch.no_grad(), _quiet():
-            return torch.export.export(model, (example,), dynamic_shapes=shapes, strict=False)
+            return torch.export.export(
+                model,
+                (example,),
+                dynamic_shapes=shapes.dynamic_shapes(model, (example,)),
+                strict=False,
+            )
     except Exception as error:
         reason = str(error).strip().splitlines() or [""]
         raise UnsupportedModelError(
@@ -190,7 +196,7 @@ def _size_conditions(value: Any) -> Iterator[SizeCondition]:
     import sympy
     from torch.utils._sympy.printers import PythonPrinter
 
-    names = {}
+    names: dict[Any, Any] = {}
     for name, dim in (("N", 0), ("H", 2), ("W", 3)):
         size = value.shape[dim]
         if isinstance(size, torch.SymInt):

@@ -1,0 +1,6 @@
+"""``python -m convmixer_fast`` is the command ``convmixer-fast``."""
+
+from convmixer_fast.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,285 @@
+"""The command ``convmixer-fast``: info, demo, verify, predict."""
+
+import json
+import logging
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import Progress
+from rich.table import Table
+from torch import nn
+
+from convmixer_fast import __version__, backends
+from convmixer_fast.checkpoint import build, load, read_checkpoint
+from convmixer_fast.errors import ConvMixerFastError
+from convmixer_fast.images import find_images, preprocessing_from_metadata, read_labels
+from convmixer_fast.optimize import optimize
+from convmixer_fast.predict import predict_files
+from convmixer_fast.published import PUBLISHED, Architecture, Preprocessing
+from convmixer_fast.verify import randomize_batch_norm, verify
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="convmixer-fast",
+    help="Fast ConvMixer inference: the same model, the same outputs, fused kernels.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+_out = Console()
+_err = Console(stderr=True)
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+Backend = Annotated[
+    str,
+    typer.Option(help="auto, triton, cpu or reference; 'convmixer-fast info' says which are live."),
+]
+Activation = Annotated[
+    str | None,
+    typer.Option(help="gelu, gelu_tanh or relu, where neither the file nor the name tells."),
+]
+
+
+def main() -> None:
+    """Run the command line; expected errors end in one line and exit code 2, not a traceback."""
+    try:
+        app()
+    except (ConvMixerFastError, ValueError, TypeError, OSError) as error:
+        _err.print(f"[bold red]error:[/] {type(error).__name__}: ", end="")
+        _err.print(str(error), markup=False, highlight=False)
+        sys.exit(2)
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what is decided.")] = False,
+) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=_err, show_time=False, show_path=False)],
+    )
+
+
+@app.command()
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show which backends can run here, and why the others cannot."""
+    rows = backends.backend_info()
+    if as_json:
+        versions = {"convmixer_fast": __version__, "torch": torch.__version__}
+        print(json.dumps({**versions, "backends": [asdict(row) for row in rows]}, indent=2))
+        return
+    _out.print(f"convmixer_fast {__version__}, torch {torch.__version__}")
+    table = Table("backend", "live", "detail")
+    for row in rows:
+        table.add_row(row.name, "[green]yes[/]" if row.live else "[red]no[/]", row.detail)
+    _out.print(table)
+
+
+@app.command()
+def demo(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Where the picture goes (PNG).")
+    ] = Path("convmixer_fast_demo.png"),
+) -> None:
+    """Classify real handwritten digits with the original and the optimized model, and time both."""
+    from convmixer_fast import demo as demonstration
+
+    demonstration.run(output)
+
+
+@app.command("verify")
+def verify_command(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A timm name (convmixer_768_32), a checkpoint file, or dim/depth/kernel/patch."
+        ),
+    ],
+    backend: Backend = "auto",
+    activation: Activation = None,
+    dtypes: Annotated[
+        str, typer.Option(help="Comma-separated: float32, float16, bfloat16.")
+    ] = "float32,float16,bfloat16",
+    sizes: Annotated[
+        str | None, typer.Option(help="Comma-separated HxW in pixels; by default three odd ones.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 2,
+    pretrained: Annotated[
+        bool, typer.Option(help="Let timm download the trained weights of a timm name.")
+    ] = False,
+) -> None:
+    """Compare a model's optimized form with its float64 original, at several sizes and dtypes."""
+    source, trained = _model(model, activation, pretrained)
+    chosen = [_dtype(name) for name in dtypes.split(",")]
+    channels, patch = _stem_shape(source)
+    hw = (
+        _sizes(sizes) if sizes else [(4 * patch, 4 * patch), (5 * patch + 1, 3 * patch), (224, 224)]
+    )
+    shapes = [(batch, channels, *size) for size in hw]
+    _out.print(f"{model}: {'trained' if trained else 'random'} weights, backend {backend}")
+    table = Table("dtype", "images", "original's error", "optimized's error", "result")
+    failures = 0
+    with Progress(console=_err, transient=True) as progress:
+        task = progress.add_task("comparing with float64", total=len(chosen) * len(shapes))
+        for row in verify(source, shapes, chosen, backend):
+            failures += not row.passed
+            table.add_row(
+                str(row.dtype).removeprefix("torch."),
+                "x".join(map(str, row.shape)),
+                f"{row.original_error:.1e}",
+                f"{row.optimized_error:.1e}",
+                "[green]pass[/]" if row.passed else "[bold red]FAIL[/]",
+            )
+            progress.advance(task)
+    _out.print(table)
+    _out.print("Errors: largest difference from the float64 original over its largest output.")
+    if failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Image files, or directories of them.")],
+    checkpoint: Annotated[
+        Path, typer.Option("--checkpoint", "-c", help="Trained weights (.safetensors, .pth).")
+    ],
+    labels: Annotated[Path | None, typer.Option(help="Class names: one a line, or JSON.")] = None,
+    activation: Activation = None,
+    backend: Backend = "auto",
+    top: Annotated[int, typer.Option(min=1, help="Classes shown for each image.")] = 5,
+    batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 16,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Side of the crop.")] = None,
+    crop_pct: Annotated[
+        float | None, typer.Option(min=0.01, max=1.0, help="Crop over resized shorter side.")
+    ] = None,
+    mean: Annotated[str | None, typer.Option(help="Comma-separated, of pixels in [0, 1].")] = None,
+    std: Annotated[str | None, typer.Option(help="Comma-separated, of pixels in [0, 1].")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> None:
+    """Classify images with a trained ConvMixer.
+
+    Preprocessing is timm's: resize the shorter side, crop the centre, normalise; from the
+    checkpoint's metadata where it states it, otherwise ImageNet's. An image that cannot be
+    read is reported and skipped, and the exit code is then 1.
+    """
+    contents = read_checkpoint(checkpoint)
+    fast = optimize(build(contents, checkpoint, activation=activation), backend=backend)
+    if fast.num_classes == 0:
+        raise ValueError(f"{checkpoint}: the model has no classifier")
+    device = torch.device("cuda" if torch.cuda.is_available() and backend != "cpu" else "cpu")
+    fast.to(device)
+    prepare = _override(
+        preprocessing_from_metadata(contents.metadata),
+        image_size=image_size,
+        crop_pct=crop_pct,
+        mean=_floats(mean),
+        std=_floats(std),
+    )
+    names = _labels(labels, contents.metadata, fast.num_classes)
+    files = find_images(images)
+    bad = 0
+    with Progress(console=_err, transient=True) as progress:
+        task = progress.add_task("classifying", total=len(files))
+        for path, result in predict_files(fast, files, prepare, batch):
+            if isinstance(result, OSError):
+                bad += 1
+                _err.print(f"skipped {path}: {result}", markup=False, highlight=False)
+            else:
+                _print_prediction(path, result, names, top, as_json)
+            progress.advance(task)
+    if bad:
+        _err.print(f"{bad} of {len(files)} images could not be read")
+        raise typer.Exit(1)
+
+
+def _print_prediction(
+    path: Path, probabilities: torch.Tensor, names: list[str] | None, top: int, as_json: bool
+) -> None:
+    values, indices = probabilities.topk(min(top, len(probabilities)))
+    classes = [
+        {
+            "class": index,
+            **({} if names is None else {"label": names[index]}),
+            "probability": round(value, 6),
+        }
+        for value, index in zip(values.tolist(), indices.tolist(), strict=True)
+    ]
+    if as_json:
+        print(json.dumps({"image": str(path), "predictions": classes}))
+        return
+    print(path)
+    for entry in classes:
+        print(f"  {entry['probability']:7.2%}  {entry.get('label', entry['class'])}")
+
+
+def _labels(path: Path | None, metadata: object, classes: int) -> list[str] | None:
+    if path is not None:
+        names = read_labels(path)
+    elif isinstance(metadata, dict) and "labels" in metadata:
+        names = [str(name) for name in json.loads(metadata["labels"])]
+    else:
+        return None
+    if len(names) != classes:
+        raise ValueError(f"expected {classes} labels, one for each class, got {len(names)}")
+    return names
+
+
+def _model(name: str, activation: str | None, pretrained: bool) -> tuple[nn.Module, bool]:
+    """Return the model that a user named, and whether its weights are trained."""
+    if Path(name).is_file():
+        return load(name, activation=activation), True
+    if name.count("/") == 3 and name.replace("/", "").isdigit():
+        dim, depth, kernel, patch = map(int, name.split("/"))
+        architecture = Architecture(dim, depth, kernel, patch, activation or "gelu")
+        return randomize_batch_norm(architecture.build()), False
+    if name in PUBLISHED and not pretrained:
+        return randomize_batch_norm(PUBLISHED[name].build()), False
+    try:
+        import timm
+    except (ImportError, RuntimeError) as error:
+        known = ", ".join(PUBLISHED)
+        raise ValueError(
+            f"{name!r} is no file, no dim/depth/kernel/patch and none of {known}, and timm, which "
+            f"might know it, cannot be imported ({error}); pip install 'convmixer-fast[timm]'"
+        ) from error
+    model: nn.Module = timm.create_model(name, pretrained=pretrained)
+    return (model.eval() if pretrained else randomize_batch_norm(model)), pretrained
+
+
+def _stem_shape(model: nn.Module) -> tuple[int, int]:
+    weight = next(p for p in model.parameters() if p.dim() == 4)
+    return weight.shape[1], weight.shape[2]
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in _DTYPES:
+        raise ValueError(f"dtypes must be of {', '.join(_DTYPES)}, got {name!r}")
+    return _DTYPES[name]
+
+
+def _sizes(text: str) -> list[tuple[int, int]]:
+    sizes = []
+    for part in text.split(","):
+        height, _, width = part.partition("x")
+        if not (height.isdigit() and width.isdigit()):
+            raise ValueError(f"sizes must be like 224x224,56x70, got {text!r}")
+        sizes.append((int(height), int(width)))
+    return sizes
+
+
+def _override(prepare: Preprocessing, **given: Any) -> Preprocessing:
+    return replace(prepare, **{name: v for name, v in given.items() if v is not None})
+
+
+def _floats(text: str | None) -> tuple[float, ...] | None:
+    return None if text is None else tuple(float(part) for part in text.split(","))

@@ -1,0 +1,127 @@
+"""Image files -> model input, as timm prepares them for evaluation.
+
+Resize the shorter side (bicubic), crop the centre, scale to [0, 1], normalise:
+timm's ``create_transform(..., is_training=False)`` with ``crop_mode="center"``.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from convmixer_fast.errors import CheckpointError
+from convmixer_fast.published import Preprocessing
+
+__all__ = ["find_images", "load_image", "preprocessing_from_metadata", "read_labels"]
+
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
+
+
+def load_image(path: str | Path, preprocessing: Preprocessing, in_chans: int = 3) -> Tensor:
+    """Read one image file as a model input.
+
+    Args:
+        path: anything that Pillow reads.
+        preprocessing: sizes in pixels; mean and std of pixels in [0, 1].
+        in_chans: 1 (grey), 3 (RGB) or 4 (RGBA).
+
+    Returns:
+        (in_chans, image_size, image_size), float32.
+
+    Raises:
+        OSError: the file is missing, damaged or no image.
+        ValueError: no image has ``in_chans`` channels, or ``mean`` or ``std`` have others.
+    """
+    if in_chans not in _MODES:
+        raise ValueError(f"images have 1, 3 or 4 channels, and the model takes {in_chans}")
+    for name in ("mean", "std"):
+        values = getattr(preprocessing, name)
+        if len(values) not in (1, in_chans):
+            raise ValueError(f"{name} must have 1 or {in_chans} values, got {len(values)}")
+    with Image.open(path) as file:
+        image = file.convert(_MODES[in_chans])
+    size = preprocessing.image_size
+    image = _center_crop(_resize(image, math.floor(size / preprocessing.crop_pct)), size)
+    pixels = np.asarray(image, dtype=np.float32).reshape(size, size, in_chans) / 255
+    mean, std = (np.asarray(v, np.float32) for v in (preprocessing.mean, preprocessing.std))
+    return torch.from_numpy((pixels - mean) / std).permute(2, 0, 1).contiguous()
+
+
+def _resize(image: Image.Image, shorter: int) -> Image.Image:
+    width, height = image.size
+    longer = int(shorter * max(width, height) / min(width, height))
+    size = (shorter, longer) if width <= height else (longer, shorter)
+    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def _center_crop(image: Image.Image, size: int) -> Image.Image:
+    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
+    return image.crop((left, top, left + size, top + size))
+
+
+def find_images(paths: list[Path]) -> list[Path]:
+    """Return the files of ``paths``, directories replaced by the image files inside, sorted.
+
+    Raises:
+        FileNotFoundError: a directory holds no image file.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES)
+        if not inside:
+            raise FileNotFoundError(f"no image files in the directory {path}")
+        found.extend(inside)
+    return found
+
+
+def read_labels(path: str | Path) -> list[str]:
+    """Read class names: one a line, or a JSON list, or a JSON object of index to name.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is JSON of another form.
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    if not text.lstrip().startswith(("[", "{")):
+        return text.splitlines()
+    labels = json.loads(text)
+    if isinstance(labels, dict):
+        try:
+            labels = [labels[str(index)] for index in range(len(labels))]
+        except KeyError as error:
+            raise ValueError(
+                f"{path}: expected the keys 0, 1, 2 ..., {error} is missing"
+            ) from error
+    return [str(label) for label in labels]
+
+
+def preprocessing_from_metadata(metadata: Mapping[str, str]) -> Preprocessing:
+    """Return the preprocessing that a checkpoint's metadata states, ImageNet's where it is silent.
+
+    Raises:
+        CheckpointError: a value is not a JSON number, or list of numbers.
+    """
+    convert: dict[str, Callable[[Any], Any]] = {
+        "image_size": int,
+        "crop_pct": float,
+        "mean": lambda values: tuple(map(float, values)),
+        "std": lambda values: tuple(map(float, values)),
+    }
+    try:
+        return Preprocessing(
+            **{n: to(json.loads(metadata[n])) for n, to in convert.items() if n in metadata}
+        )
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"the checkpoint's metadata states its preprocessing wrongly: {error}"
+        ) from error
