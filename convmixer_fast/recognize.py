@@ -8,6 +8,7 @@ before the first convolution, and a head that is not pooling and a linear layer,
 become modules that run the source's own graph.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -42,6 +43,12 @@ def recognize(model: nn.Module, example_input: Tensor | None = None) -> ConvMixe
     flow = Dataflow(traced.program)
     _refuse_training(flow)
     trunk = _Trunk(flow)
+    fixed = [c.text for c in traced.conditions if re.fullmatch(r"[NHW] == \w+", c.text)]
+    if traced.guessed and fixed:
+        raise UnsupportedModelError(
+            f"the model's own code fixes the size of its input ({', '.join(fixed)} when traced on "
+            "a guessed one, as int(x.shape[i]) does); pass example_input= with the size to be used"
+        )
     return ConvMixerSpec(
         stem=trunk.stem,
         layers=tuple(trunk.layers),

@@ -32,6 +32,8 @@ class Trace:
     """Leading modules of an ``nn.Sequential`` without a convolution: run as they are, untraced."""
     conditions: tuple[SizeCondition, ...]
     """Input sizes for which the graph is what the module computes."""
+    guessed: bool
+    """Whether the input was guessed rather than given."""
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -72,15 +74,7 @@ def trace(model: nn.Module, example_input: Tensor | None = None) -> Trace:
         except UnsupportedModelError as error:
             first_error = first_error or error
             continue
-        found = _finish(program, prefix)
-        fixed = [c.text for c in found.conditions if "==" in c.text and "%" not in c.text]
-        if fixed:
-            raise UnsupportedModelError(
-                f"the model's own code fixes the size of its input ({', '.join(fixed)} when traced "
-                f"on {tuple(candidate.shape)}); pass example_input= with the size to be used, or "
-                "avoid int(x.shape[i]) in forward"
-            )
-        return found
+        return _finish(program, prefix, guessed=True)
     raise UnsupportedModelError(
         f"{first_error}; if the model takes images of a particular size, pass example_input="
     )
@@ -136,8 +130,7 @@ def _candidate_inputs(model: nn.Module) -> Iterator[Tensor]:
         )
     patch = max(weight.shape[2:])
     channels = list(dict.fromkeys((weight.shape[1], 3, 1)))
-    # Not square, so that height and width cannot be confused; then the two sizes
-    # that models are commonly made for.
+    # Any size should do; then the two that models are commonly made for.
     for height, width in ((8 * patch, 9 * patch), (224, 224), (32, 32)):
         for c in channels:
             yield torch.zeros(2, c, height, width, dtype=weight.dtype, device=weight.device)
@@ -148,9 +141,15 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     auto = torch.export.Dim.AUTO
     shapes[example] = dict.fromkeys((0, 2, 3), auto) if example.dim() == 4 else {0: auto}
     try:
-        # A model that was compiled inside is traced through; gradients are off, so
-        # that a no_grad() inside the model leaves no mark in the graph.
-        with torch.compiler.set_stance("force_eager"), torch.no_grad(), _quiet():
+        # A model that was compiled inside is traced through; gradients are off, so that a
+        # no_grad() inside the model leaves no mark in the graph; and height and width
+        # stay apart when the example is square.
+        with (
+            torch.compiler.set_stance("force_eager"),
+            torch.no_grad(),
+            torch.fx.experimental._config.patch(use_duck_shape=False),
+            _quiet(),
+        ):
             return torch.export.export(
                 model,
                 (example,),
@@ -177,14 +176,16 @@ def _quiet() -> Iterator[None]:
         logger.disabled = before
 
 
-def _finish(program: torch.export.ExportedProgram, prefix: nn.Module | None) -> Trace:
+def _finish(
+    program: torch.export.ExportedProgram, prefix: nn.Module | None, guessed: bool = False
+) -> Trace:
     inputs = program.graph_signature.user_inputs
     values = [n.meta["val"] for n in program.graph.nodes if n.name in inputs]
     if len(values) != 1 or not isinstance(values[0], Tensor) or values[0].dim() != 4:
         raise UnsupportedModelError(
             f"expected a model of one input (N, C, H, W), found inputs {list(inputs)}"
         )
-    return Trace(program, prefix, tuple(_size_conditions(values[0])))
+    return Trace(program, prefix, tuple(_size_conditions(values[0])), guessed)
 
 
 def _size_conditions(value: Any) -> Iterator[SizeCondition]:
@@ -199,13 +200,11 @@ def _size_conditions(value: Any) -> Iterator[SizeCondition]:
     names: dict[Any, Any] = {}
     for name, dim in (("N", 0), ("H", 2), ("W", 3)):
         size = value.shape[dim]
-        if isinstance(size, torch.SymInt):
-            symbol = size.node.expr
-            if symbol in names:
-                yield SizeCondition(f"{names[symbol]} == {name}")
+        symbol = size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
+        if symbol.is_Symbol and symbol not in names:
             names[symbol] = sympy.Symbol(name, integer=True)
         else:
-            yield SizeCondition(f"{name} == {size}")
+            yield SizeCondition(f"{name} == {symbol.xreplace(names)}")
     for guard in value.fake_mode.shape_env.guards:
         location = guard.sloc.framework_loc
         ours = location is not None and location.filename.startswith(_TORCH_ROOT)
