@@ -149,7 +149,8 @@ def build(
     try:
         model.load_state_dict({**_defaults(model, checkpoint.tensors), **checkpoint.tensors})
     except RuntimeError as error:
-        raise CheckpointError(f"{path}: not the weights of a ConvMixer: {error}") from error
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: not the weights of a ConvMixer: {reason}") from error
     return model
 
 

@@ -26,13 +26,17 @@ def depthwise_block_cpu(
     residual: bool,
 ) -> Tensor:
     """``act(depthwise_conv(x) + bias) * scale + shift + x``; see :func:`ops.depthwise_block`."""
+    images, channels, height, width = x.shape
     out = _empty(x.shape)
     if out.numel() > 0:
         inputs = _Inputs(x, weight, bias, scale, shift)
         _C.depthwise_block(
             *inputs.addresses,
             out.data_ptr(),
-            *x.shape,
+            images,
+            channels,
+            height,
+            width,
             weight.shape[-1],
             _ACTIVATIONS[activation],
             residual,
@@ -50,7 +54,7 @@ def pointwise_block_cpu(
     activation: str,
 ) -> Tensor:
     """``act(pointwise_conv(x) + bias) * scale + shift``; see :func:`ops.pointwise_block`."""
-    images, _, height, width = x.shape
+    images, channels, height, width = x.shape
     channels_out = weight.shape[0]
     out = _empty((images, channels_out, height, width))
     if out.numel() > 0:
@@ -58,7 +62,10 @@ def pointwise_block_cpu(
         _C.pointwise_block(
             *inputs.addresses,
             out.data_ptr(),
-            *x.shape,
+            images,
+            channels,
+            height,
+            width,
             channels_out,
             _ACTIVATIONS[activation],
             torch.get_num_threads(),
@@ -75,7 +82,7 @@ def patch_embed_cpu(
     activation: str,
 ) -> Tensor:
     """``act(patch_conv(x) + bias) * scale + shift``; see :func:`ops.patch_embed`."""
-    images, _, height, width = x.shape
+    images, channels, height, width = x.shape
     channels_out, _, patch_h, patch_w = weight.shape
     out = _empty((images, channels_out, height // patch_h, width // patch_w))
     if out.numel() > 0:
@@ -83,7 +90,10 @@ def patch_embed_cpu(
         _C.patch_embed(
             *inputs.addresses,
             out.data_ptr(),
-            *x.shape,
+            images,
+            channels,
+            height,
+            width,
             channels_out,
             patch_h,
             patch_w,
@@ -100,10 +110,26 @@ def _empty(shape: tuple[int, ...]) -> Tensor:
 class _Inputs:
     """Tensors as the kernels take them; alive, and so their addresses valid, as long as this."""
 
-    def __init__(self, *tensors: Tensor | None) -> None:
-        self._tensors = [
-            None if tensor is None else tensor.to(torch.float32).contiguous() for tensor in tensors
-        ]
-        self.addresses = tuple(
-            0 if tensor is None else tensor.data_ptr() for tensor in self._tensors
+    def __init__(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        scale: Tensor | None,
+        shift: Tensor | None,
+    ) -> None:
+        self._tensors: list[Tensor] = []
+        self.addresses = (
+            self._address(x),
+            self._address(weight),
+            self._address(bias),
+            self._address(scale),
+            self._address(shift),
         )
+
+    def _address(self, tensor: Tensor | None) -> int:
+        if tensor is None:
+            return 0
+        tensor = tensor.to(torch.float32).contiguous()
+        self._tensors.append(tensor)
+        return tensor.data_ptr()

@@ -45,8 +45,12 @@ def load_image(path: str | Path, preprocessing: Preprocessing, in_chans: int = 3
         values = getattr(preprocessing, name)
         if len(values) not in (1, in_chans):
             raise ValueError(f"{name} must have 1 or {in_chans} values, got {len(values)}")
-    with Image.open(path) as file:
-        image = file.convert(_MODES[in_chans])
+    try:
+        with Image.open(path) as file:
+            image = file.convert(_MODES[in_chans])
+    except (SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        # What Pillow's readers raise on damaged files besides OSError.
+        raise OSError(f"cannot read the image {path}: {error}") from error
     size = preprocessing.image_size
     image = _center_crop(_resize(image, math.floor(size / preprocessing.crop_pct)), size)
     pixels = np.asarray(image, dtype=np.float32).reshape(size, size, in_chans) / 255

@@ -263,7 +263,8 @@ def _(
 
 def _autocast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     device = x.device.type
-    if torch.is_autocast_enabled(device) and torch.float64 not in (x.dtype, weight.dtype):
+    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if enabled and torch.float64 not in (x.dtype, weight.dtype):
         dtype = torch.get_autocast_dtype(device)
         return x.to(dtype), weight.to(dtype)
     return x, weight

@@ -72,13 +72,15 @@ def _conv(
     padding: int = 0,
     groups: int = 1,
 ) -> Tensor:
-    bias = None if bias is None else bias.to(x.dtype)
-    return F.conv2d(x, weight, bias, stride=stride, padding=padding, groups=groups)
+    # As in the kernels, 16-bit inputs are computed in float32 and rounded once, at the end.
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    bias = None if bias is None else bias.to(dtype)
+    return F.conv2d(
+        x.to(dtype), weight.to(dtype), bias, stride=stride, padding=padding, groups=groups
+    )
 
 
 def _affine(y: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    # A float32 scale promotes a 16-bit y: the product and the sum are rounded
-    # once, when the caller casts the result back.
     if scale is not None:
         y = y * scale[:, None, None]
     if shift is not None:

@@ -137,6 +137,8 @@ def _candidate_inputs(model: nn.Module) -> Iterator[Tensor]:
 
 
 def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    from torch.fx.experimental import _config
+
     shapes = torch.export.ShapesCollection()
     auto = torch.export.Dim.AUTO
     shapes[example] = dict.fromkeys((0, 2, 3), auto) if example.dim() == 4 else {0: auto}
@@ -147,7 +149,7 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
         with (
             torch.compiler.set_stance("force_eager"),
             torch.no_grad(),
-            torch.fx.experimental._config.patch(use_duck_shape=False),
+            _config.patch(use_duck_shape=False),  # type: ignore[attr-defined]
             _quiet(),
         ):
             return torch.export.export(

@@ -180,7 +180,7 @@ REFUSED = {
     ),
     "SiLU": (
         lambda: _layer_with(depthwise_act=nn.SiLU()),
-        r"layer 1, depthwise \(4\.0\.fn\.1\): expected an activation \(ReLU or GELU\), found a silu",
+        r"layer 1, depthwise \(4\.0\.fn\.1\): expected an activation.*found a silu",
     ),
     "no activation": (
         lambda: _layer_with(pointwise_act=nn.Identity()),
@@ -217,7 +217,7 @@ REFUSED = {
     ),
     "features tapped inside": (
         lambda: randomize(_UsesTwice()),
-        r"layer 1, depthwise.*expected a layer's input to be used by that layer alone, found a mean",
+        r"layer 1, depthwise.*expected a layer's input.* by that layer alone, found a mean",
     ),
     "overlapping patches": (
         lambda: nn.Sequential(nn.Conv2d(3, 8, 7, 2, 3), nn.ReLU(), nn.BatchNorm2d(8)).eval(),
@@ -294,7 +294,7 @@ def test_a_head_that_reads_inside_the_layers_is_refused():
             inner = self.model[3][0](x)
             return self.model[3][1:](inner), inner
 
-    with pytest.raises(UnsupportedModelError, match=r"layer 0, pointwise.*found also the model's output"):
+    with pytest.raises(UnsupportedModelError, match=r"layer 0, pointwise.*also the model's output"):
         recognize(randomize(Inside()))
 
 

@@ -16,7 +16,7 @@ def has_timm() -> bool:
 
 
 @functools.cache
-def _timm():
+def import_timm():
     # A torchvision whose compiled part does not load beside this build of torch cannot
     # be imported until the two operations that it expects there are declared.
     try:
@@ -32,11 +32,24 @@ def _timm():
 
 
 def timm_model(name: str, **kwargs) -> nn.Module:
-    return _timm().create_model(name, **kwargs).eval()
+    return import_timm().create_model(name, **kwargs).eval()
 
 
 def timm_convmixer(*args, **kwargs) -> nn.Module:
-    _timm()
+    import_timm()
     from timm.models.convmixer import ConvMixer
 
     return ConvMixer(*args, **kwargs).eval()
+
+
+def timm_transform(preprocessing):
+    import_timm()
+    from timm.data import create_transform
+
+    return create_transform(
+        (3, preprocessing.image_size, preprocessing.image_size),
+        interpolation="bicubic",
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        crop_pct=preprocessing.crop_pct,
+    )

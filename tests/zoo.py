@@ -202,6 +202,18 @@ class CheckedNormalize(Normalize):
         return super().forward(x)
 
 
+class Normalized(nn.Module):
+    """A model that normalises its images in its own forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normalize = Normalize()
+        self.model = locuslab(16, 2, 5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(self.normalize(x))
+
+
 class SharedLayers(nn.Module):
     """One layer applied several times."""
 
@@ -263,8 +275,8 @@ class Variation:
         torch.manual_seed(0)
         return randomize(self.build())
 
-    def image(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.randn(self.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    def image(self, seed: int = 1) -> Tensor:
+        return torch.randn(self.shape, generator=torch.Generator().manual_seed(seed))
 
 
 _TANH = functools.partial(nn.GELU, approximate="tanh")
@@ -310,6 +322,7 @@ VARIATIONS: dict[str, Variation] = {
     "untraceable-in-front": Variation(
         lambda: nn.Sequential(CheckedNormalize(), locuslab(16, 2, 5, 4))
     ),
+    "normalized-inside": Variation(Normalized),
     "data-parallel": Variation(lambda: nn.DataParallel(locuslab(16, 2, 5, 4))),
     "compiled": Variation(lambda: torch.compile(locuslab(16, 2, 5, 4), backend="eager")),
     "compiled-inside": Variation(
@@ -319,5 +332,5 @@ VARIATIONS: dict[str, Variation] = {
     "width-67": Variation(lambda: locuslab(67, 1, 3, 5)),
     "patch-1": Variation(lambda: locuslab(16, 2, 5, 1), (2, 3, 9, 7)),
     "even-kernel-same": Variation(lambda: locuslab(16, 2, 4, 4)),
-    **{f"kernel-{k}": Variation(lambda k=k: locuslab(8, 1, k, 2)) for k in range(1, 32, 2)},
+    **{f"kernel-{k}": Variation(lambda k=k: locuslab(8, 1, k, 2)) for k in (1, 3, 9, 15, 31)},
 }

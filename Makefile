@@ -1,0 +1,68 @@
+# Everything a developer runs. Each target makes .venv when it is missing.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: $(READY) ## Classify real digits with the original and the optimized model, and time both
+	$(BIN)/convmixer-fast demo
+
+.PHONY: test
+test: $(READY) ## Run every test
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: coverage
+coverage: $(READY) ## Run every test and show what they do not reach
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
+
+.PHONY: lint
+lint: $(READY) ## Check style and formatting (ruff)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: format
+format: $(READY) ## Rewrite the sources in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# mypy sees the package as it is installed, with kernels and export inside.
+.PHONY: typecheck
+typecheck: $(READY) ## Check types (mypy)
+	rm -rf build/typecheck
+	CONVMIXER_FAST_EXT=0 $(BIN)/pip install -q --no-deps --no-build-isolation --target build/typecheck .
+	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p convmixer_fast
+
+.PHONY: build
+build: $(READY) ## Compile the extension again after a change in csrc/
+	CONVMIXER_FAST_EXT=1 $(BIN)/pip install -q --no-deps --no-build-isolation -e .
+
+.PHONY: train
+train: $(READY) ## Train the digits model that ships with the package again
+	$(BIN)/python examples/train_digits.py --output convmixer_fast/data/digits.safetensors
+
+.PHONY: clean
+clean: ## Remove what was built, and .venv
+	rm -rf build dist *.egg-info convmixer_fast/_C*.so $(VENV)
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# timm and torchvision come without their dependencies: theirs would replace the
+# PyTorch build that was chosen above by another one.
+$(READY): constraints.txt pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/cpu/*)
+	@echo "== 1/4 virtual environment in $(VENV)"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "== 2/4 PyTorch and build tools"
+	$(BIN)/pip install -c constraints.txt torch setuptools wheel pybind11
+	@echo "== 3/4 libraries"
+	$(BIN)/pip install -c constraints.txt $(shell sed -n 's/^\([a-z][a-z0-9_-]*\)==.*/\1/p' constraints.txt | grep -vxE 'torch|timm|torchvision')
+	$(BIN)/pip install --no-deps -c constraints.txt timm torchvision
+	@echo "== 4/4 convmixer_fast and its extension"
+	CONVMIXER_FAST_EXT=1 $(BIN)/pip install -v --no-deps --no-build-isolation -e . | grep -E '^ *(building|g\+\+|c\+\+|gcc|Successfully)' | cut -c1-100
+	touch $@

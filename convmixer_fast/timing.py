@@ -1,0 +1,109 @@
+"""Timing of several callables against each other, interleaved.
+
+One round calls every candidate once, in turn (A B C A B C ...), so that a machine
+that slows down, or is shared, slows all of them and leaves their ratios alone.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["Timings", "interleave"]
+
+
+@dataclass(frozen=True)
+class Timings:
+    """What :func:`interleave` measured."""
+
+    seconds: Mapping[str, tuple[float, ...]]
+    """By candidate: the seconds of each of its calls, in the order of the rounds."""
+
+    @property
+    def rounds(self) -> int:
+        """How often each candidate was timed."""
+        return len(next(iter(self.seconds.values())))
+
+    @property
+    def medians(self) -> dict[str, float]:
+        """The median seconds of each candidate."""
+        return {name: statistics.median(times) for name, times in self.seconds.items()}
+
+    def quantile(self, name: str, q: float) -> float:
+        """Return the seconds that a share ``q`` of the calls of ``name`` stayed within.
+
+        Between two calls it is interpolated; ``q=0.5`` is the median.
+
+        Raises:
+            ValueError: ``q`` is not within 0 and 1.
+        """
+        if not 0 <= q <= 1:
+            raise ValueError(f"q must be between 0 and 1, got {q}")
+        times = sorted(self.seconds[name])
+        position = q * (len(times) - 1)
+        below = int(position)
+        above = min(below + 1, len(times) - 1)
+        return times[below] + (position - below) * (times[above] - times[below])
+
+    def ratio(self, baseline: str, candidate: str) -> float:
+        """Return the median of ``baseline`` over that of ``candidate``: how much faster it is."""
+        medians = self.medians
+        return medians[baseline] / medians[candidate]
+
+
+def interleave(
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int | None = None,
+    budget_s: float | None = None,
+    warmup: int = 3,
+    device: torch.device | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Timings:
+    """Time ``candidates`` round by round until a number of rounds or a time is reached.
+
+    Args:
+        candidates: what to call, by name, in the order within a round.
+        rounds: the number of timed rounds, or the most of them if ``budget_s`` is given too.
+        budget_s: seconds after which no further timed round begins; the warm-up is not
+            counted. At least one round is timed.
+        warmup: rounds that are run first and not timed.
+        device: where the candidates run. On CUDA the device is synchronised before each
+            reading of the clock, so that a call's time is that of its kernels.
+        clock: returns seconds and never goes back.
+
+    Raises:
+        ValueError: there are no candidates, neither ``rounds`` nor ``budget_s`` is given,
+            or a number is out of range.
+    """
+    if not candidates:
+        raise ValueError("candidates must not be empty")
+    if rounds is None and budget_s is None:
+        raise ValueError("pass rounds or budget_s: without them the timing would not end")
+    if rounds is not None and rounds < 1:
+        raise ValueError(f"rounds must be at least 1, got {rounds}")
+    if budget_s is not None and budget_s < 0:
+        raise ValueError(f"budget_s must not be negative, got {budget_s}")
+    if warmup < 0:
+        raise ValueError(f"warmup must not be negative, got {warmup}")
+
+    def now() -> float:
+        if device is not None and device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return clock()
+
+    for _ in range(warmup):
+        for call in candidates.values():
+            call()
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    done, began = 0, now()
+    while True:
+        for name, call in candidates.items():
+            start = now()
+            call()
+            seconds[name].append(now() - start)
+        done += 1
+        if done == rounds or (budget_s is not None and now() - began >= budget_s):
+            return Timings({name: tuple(times) for name, times in seconds.items()})

@@ -1,0 +1,169 @@
+#include "thread_pool.h"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
+#include <system_error>
+#include <thread>
+
+namespace convmixer_fast::cpu {
+namespace {
+
+using Body = std::function<void(int64_t task, int participant)>;
+
+// How long a thread looks for work, or for the end of it, before it sleeps. Waking a sleeper
+// costs as much as a small layer, and the next layer usually comes within this time.
+constexpr std::chrono::microseconds kSpinTime{50};
+
+void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+template <typename Condition>
+void spin_until(const Condition& condition) {
+  const auto deadline = std::chrono::steady_clock::now() + kSpinTime;
+  while (!condition() && std::chrono::steady_clock::now() < deadline) {
+    for (int i = 0; i < 16 && !condition(); ++i) pause();
+  }
+}
+
+// One call of parallel_for: tasks are taken from a common counter.
+class Job {
+ public:
+  Job(int64_t tasks, const Body& body) : tasks_(tasks), body_(body) {}
+
+  void work(int participant) noexcept {
+    try {
+      for (;;) {
+        const int64_t task = next_.fetch_add(1, std::memory_order_relaxed);
+        if (task >= tasks_) return;
+        body_(task, participant);
+      }
+    } catch (...) {
+      next_.store(tasks_, std::memory_order_relaxed);
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (!failure_) failure_ = std::current_exception();
+    }
+  }
+
+  void rethrow() const {
+    if (failure_) std::rethrow_exception(failure_);
+  }
+
+ private:
+  const int64_t tasks_;
+  const Body& body_;
+  std::atomic<int64_t> next_{0};
+  std::mutex mutex_;
+  std::exception_ptr failure_;
+};
+
+class ThreadPool {
+ public:
+  // Returns false, having done nothing, while another call has the pool.
+  bool try_run(Job& job, int threads) {
+    const std::unique_lock<std::mutex> caller(caller_, std::try_to_lock);
+    if (!caller) return false;
+    const int helpers = grow(threads - 1);
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      job_ = &job;
+      vacancies_ = helpers;
+      posted_.fetch_add(1, std::memory_order_relaxed);
+    }
+    for (int i = 0; i < helpers; ++i) wake_.notify_one();
+    job.work(0);
+    withdraw();
+    return true;
+  }
+
+ private:
+  // Threads are started when first asked for. Where the system refuses one, those there are
+  // do the work.
+  int grow(int wanted) {
+    try {
+      for (; workers_ < wanted; ++workers_) {
+        // Detached, as the pool lives until the process ends: nobody waits for it at exit.
+        std::thread([this] { serve(); }).detach();
+      }
+    } catch (const std::system_error&) {
+    }
+    return std::min(wanted, workers_);
+  }
+
+  // Takes the job back, and waits for the workers that have begun.
+  void withdraw() {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      job_ = nullptr;
+    }
+    spin_until([this] { return busy_.load(std::memory_order_acquire) == 0; });
+    std::unique_lock<std::mutex> lock(mutex_);
+    done_.wait(lock, [this] { return busy_.load(std::memory_order_relaxed) == 0; });
+  }
+
+  [[noreturn]] void serve() {
+    uint64_t seen = 0;
+    for (;;) {
+      spin_until([&] { return posted_.load(std::memory_order_relaxed) != seen; });
+      std::unique_lock<std::mutex> lock(mutex_);
+      wake_.wait(lock, [&] { return posted_.load(std::memory_order_relaxed) != seen; });
+      seen = posted_.load(std::memory_order_relaxed);
+      if (job_ == nullptr || vacancies_ == 0) continue;
+      Job& job = *job_;
+      const int participant = vacancies_--;
+      busy_.fetch_add(1, std::memory_order_relaxed);
+      lock.unlock();
+      job.work(participant);
+      lock.lock();
+      if (busy_.fetch_sub(1, std::memory_order_release) == 1) done_.notify_one();
+    }
+  }
+
+  std::mutex caller_;  // held by the call that has the pool; guards workers_
+  int workers_ = 0;
+
+  std::mutex mutex_;  // guards what follows; the atomics are also read while spinning
+  std::condition_variable wake_;
+  std::condition_variable done_;
+  Job* job_ = nullptr;
+  int vacancies_ = 0;
+  std::atomic<int> busy_{0};
+  std::atomic<uint64_t> posted_{0};
+};
+
+// Never deleted: workers may be asleep in it when the process ends.
+std::atomic<ThreadPool*> current_pool{nullptr};
+
+// The workers do not exist in the child of fork(), and a lock may be held there by a thread
+// that does not exist either: the child leaves the pool as it is and starts anew.
+const int kForkHandler = pthread_atfork(nullptr, nullptr, [] { current_pool.store(nullptr); });
+
+ThreadPool& pool() {
+  ThreadPool* existing = current_pool.load();
+  if (existing != nullptr) return *existing;
+  auto* fresh = new ThreadPool;
+  if (current_pool.compare_exchange_strong(existing, fresh)) return *fresh;
+  delete fresh;  // another thread was faster
+  return *existing;
+}
+
+}  // namespace
+
+void parallel_for(int64_t tasks, int threads, const Body& body) {
+  Job job(tasks, body);
+  const int useful = static_cast<int>(std::min<int64_t>(threads, tasks));
+  if (useful <= 1 || !pool().try_run(job, useful)) job.work(0);
+  job.rethrow();
+}
+
+}  // namespace convmixer_fast::cpu

@@ -1,0 +1,20 @@
+// A small pool of persistent threads.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+namespace convmixer_fast::cpu {
+
+// Runs body(task, participant) for each task in [0, tasks) on at most `threads` threads, the
+// calling one among them, and returns when all are done. participant, in [0, threads), is
+// different for bodies that run at the same time. Which participant gets a task is left to
+// chance: a result must not depend on it.
+//
+// Safe to call from several threads at once: while one call has the pool, others run their
+// tasks on their own thread alone. Safe in the child after fork(). If a body throws, tasks not
+// yet begun are dropped and the first exception is thrown again here.
+void parallel_for(int64_t tasks, int threads,
+                  const std::function<void(int64_t task, int participant)>& body);
+
+}  // namespace convmixer_fast::cpu

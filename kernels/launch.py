@@ -1,0 +1,55 @@
+"""What the launchers of this package share: device, offsets, vectors, modes.
+
+Nothing here runs at import. The launchers trust their arguments, which
+:mod:`convmixer_fast.ops` has checked.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+__all__ = ["contiguous_or_none", "device_guard", "fp32_input_precision", "is_interpreted"]
+__all__ += ["offset_dtype"]
+
+_INT32_ELEMENTS = 2**31
+"""From this span on, element offsets need 64 bits."""
+
+
+def device_guard(x: Tensor) -> AbstractContextManager[Any]:
+    """Make the device of ``x`` current, so that Triton launches there on its current stream."""
+    return torch.cuda.device_of(x) if x.is_cuda else nullcontext()
+
+
+def is_interpreted(kernel: Callable[..., Any]) -> bool:
+    """Whether ``kernel`` runs in Triton's interpreter.
+
+    Triton decides that by ``triton.knobs.runtime.interpret`` when it decorates the
+    kernel, so the kernel, and not the present value of the switch, has the answer.
+    """
+    return not isinstance(kernel, triton.JITFunction)
+
+
+def contiguous_or_none(vector: Tensor | None) -> Tensor | None:
+    """Return a vector of the epilogue as the kernels read it, with stride 1."""
+    return None if vector is None else vector.contiguous()
+
+
+def offset_dtype(*spans: int) -> tl.dtype:
+    """Return int32 if all ``spans`` of elements can be addressed with it, else int64."""
+    return tl.int64 if max(spans) >= _INT32_ELEMENTS else tl.int32
+
+
+def fp32_input_precision() -> str:
+    """Return ``"tf32"`` or ``"ieee"`` for float32 products: what eager convolution would use.
+
+    PyTorch's newer switch is read: it also shows what was set through the older
+    ``torch.backends.cudnn.allow_tf32``, whereas reading the older one raises once the
+    newer ones were set.
+    """
+    precision = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    return "tf32" if precision == "tf32" else "ieee"
