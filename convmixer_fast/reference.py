@@ -33,8 +33,7 @@ def depthwise_block_ref(
     """``act(depthwise_conv(x) + bias) * scale + shift + x``; see :func:`ops.depthwise_block`."""
     channels, _, kernel_size, _ = weight.shape
     y = _conv(x, weight, bias, padding=kernel_size // 2, groups=channels)
-    y = _affine(ACTIVATIONS[activation](y), scale, shift)
-    return ((y + x) if residual else y).to(x.dtype, memory_format=torch.contiguous_format)
+    return _epilogue(ACTIVATIONS[activation](y), scale, shift, x if residual else None, x.dtype)
 
 
 def pointwise_block_ref(
@@ -46,8 +45,8 @@ def pointwise_block_ref(
     activation: str,
 ) -> Tensor:
     """``act(pointwise_conv(x) + bias) * scale + shift``; see :func:`ops.pointwise_block`."""
-    y = _affine(ACTIVATIONS[activation](_conv(x, weight, bias)), scale, shift)
-    return y.to(x.dtype, memory_format=torch.contiguous_format)
+    y = ACTIVATIONS[activation](_conv(x, weight, bias))
+    return _epilogue(y, scale, shift, None, x.dtype)
 
 
 def patch_embed_ref(
@@ -60,8 +59,8 @@ def patch_embed_ref(
 ) -> Tensor:
     """``act(patch_conv(x) + bias) * scale + shift``; see :func:`ops.patch_embed`."""
     patch = (weight.shape[2], weight.shape[3])
-    y = _affine(ACTIVATIONS[activation](_conv(x, weight, bias, stride=patch)), scale, shift)
-    return y.to(x.dtype, memory_format=torch.contiguous_format)
+    y = ACTIVATIONS[activation](_conv(x, weight, bias, stride=patch))
+    return _epilogue(y, scale, shift, None, x.dtype)
 
 
 def _conv(
@@ -80,9 +79,20 @@ def _conv(
     )
 
 
-def _affine(y: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+def _epilogue(
+    y: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """``y * scale + shift + residual``, in one pass over ``y`` where PyTorch has one."""
+    added = None if shift is None else shift[:, None, None].to(y.dtype)
+    if residual is not None:
+        added = residual.to(y.dtype) if added is None else residual + added
     if scale is not None:
-        y = y * scale[:, None, None]
-    if shift is not None:
-        y = y + shift[:, None, None]
-    return y
+        factor = scale[:, None, None].to(y.dtype)
+        y = y * factor if added is None else torch.addcmul(added, y, factor)
+    elif added is not None:
+        y = y + added
+    return y.to(dtype).contiguous()

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["TOL"]
+__all__ = ["MODEL_TOL", "TOL"]
 
 TOL: dict[torch.dtype, dict[str, Any]] = {
     # Triton, interpreted: worst error 2.0e-6, used 0.11. The rest, 9 times as much, is for longer
@@ -24,8 +24,11 @@ TOL: dict[torch.dtype, dict[str, Any]] = {
     torch.bfloat16: {"rtol": 8e-3, "atol": 1e-3},
 }
 
+# Whole models, two layers: largest difference from the float64 model with unrounded weights,
+# over its largest output. Interpreted, worst of the published architectures: float32 4.8e-7
+# (margin 4), float16 3.8e-4 (margin 2), bfloat16 6.7e-3 (margin 2; the interpreter truncates).
 MODEL_TOL: dict[torch.dtype, float] = {
-    torch.float32: 0.0,
-    torch.float16: 0.0,
-    torch.bfloat16: 0.0,
+    torch.float32: 2e-6,
+    torch.float16: 8e-4,
+    torch.bfloat16: 1.4e-2,
 }
