@@ -252,7 +252,12 @@ def _model(name: str, activation: str | None, pretrained: bool) -> tuple[nn.Modu
             f"{name!r} is no file, no dim/depth/kernel/patch and none of {known}, and timm, which "
             f"might know it, cannot be imported ({error}); pip install 'convmixer-fast[timm]'"
         ) from error
-    model: nn.Module = timm.create_model(name, pretrained=pretrained)
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{name!r} is no file, no dim/depth/kernel/patch, and timm: {error}"
+        ) from (error)
     return (model.eval() if pretrained else randomize_batch_norm(model)), pretrained
 
 

@@ -135,10 +135,18 @@ void multiply_tile(const PatchProblem& problem, const float* packed_tile, int64_
   }
 }
 
+// A cache line of each row at a time: where the depth is a power of two, as many rows as a tile
+// has compete for one cache set, and a line would be gone before its second float is read.
 inline void pack_weight_tile(const float* weight, int64_t depth, int64_t row_begin,
                              int64_t row_end, float* packed) {
-  for (int64_t k = 0; k < depth; ++k) {
-    for (int64_t row = row_begin; row < row_end; ++row) *packed++ = weight[row * depth + k];
+  constexpr int64_t kLine = 16;
+  const int64_t rows = row_end - row_begin;
+  for (int64_t begin = 0; begin < depth; begin += kLine) {
+    const int64_t end = smaller(begin + kLine, depth);
+    for (int64_t row = 0; row < rows; ++row) {
+      const float* source = weight + (row_begin + row) * depth;
+      for (int64_t k = begin; k < end; ++k) packed[k * rows + row] = source[k];
+    }
   }
 }
 
