@@ -9,7 +9,7 @@ import convmixer_fast
 
 
 def main() -> None:
-    """Optimize an untrained ConvMixer-256/8 and print how far its logits are from the original's."""
+    """Optimize an untrained ConvMixer-256/8 and print how far its logits are from the source's."""
     model = convmixer_fast.ConvMixer(256, 8, kernel_size=5, patch_size=2, num_classes=10).eval()
     fast = convmixer_fast.optimize(model)
     images = torch.randn(4, 3, 32, 32)

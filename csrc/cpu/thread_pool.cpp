@@ -18,7 +18,7 @@ using Body = std::function<void(int64_t task, int participant)>;
 
 // How long a thread looks for work, or for the end of it, before it sleeps. Waking a sleeper
 // costs as much as a small layer, and the next layer usually comes within this time.
-constexpr std::chrono::microseconds kSpinTime{50};
+constexpr std::chrono::microseconds kSpinTime{200};
 
 void pause() {
 #if defined(__x86_64__) || defined(__i386__)
