@@ -106,6 +106,7 @@ setup(
         "convmixer_fast.kernels": "kernels",
         "convmixer_fast.export": "export",
     },
+    include_package_data=False,  # otherwise the folder data/ is taken for a package
     package_data={"convmixer_fast": ["py.typed", "*.pyi", "data/*"]},
     ext_modules=[]
     if EXT_MODE == "0"

@@ -6,10 +6,12 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <deque>
 #include <exception>
 #include <mutex>
-#include <system_error>
 #include <thread>
+
+#include "placement.h"
 
 namespace convmixer_fast::cpu {
 namespace {
@@ -76,6 +78,8 @@ class ThreadPool {
     const int helpers = grow(threads - 1);
     {
       const std::lock_guard<std::mutex> lock(mutex_);
+      const int cpu = current_cpu();
+      for (Placement& worker : workers_) worker.move_off(cpu);
       job_ = &job;
       vacancies_ = helpers;
       posted_.fetch_add(1, std::memory_order_relaxed);
@@ -90,14 +94,18 @@ class ThreadPool {
   // Threads are started when first asked for. Where the system refuses one, those there are
   // do the work.
   int grow(int wanted) {
-    try {
-      for (; workers_ < wanted; ++workers_) {
+    while (static_cast<int>(workers_.size()) < wanted) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      Placement& placement = workers_.emplace_back();
+      try {
         // Detached, as the pool lives until the process ends: nobody waits for it at exit.
-        std::thread([this] { serve(); }).detach();
+        std::thread([this, &placement] { serve(placement); }).detach();
+      } catch (const std::exception&) {
+        workers_.pop_back();
+        break;
       }
-    } catch (const std::system_error&) {
     }
-    return std::min(wanted, workers_);
+    return std::min(wanted, static_cast<int>(workers_.size()));
   }
 
   // Takes the job back, and waits for the workers that have begun.
@@ -111,12 +119,16 @@ class ThreadPool {
     done_.wait(lock, [this] { return busy_.load(std::memory_order_relaxed) == 0; });
   }
 
-  [[noreturn]] void serve() {
+  [[noreturn]] void serve(Placement& placement) {
     uint64_t seen = 0;
+    std::unique_lock<std::mutex> lock(mutex_);
+    placement.begin();
     for (;;) {
+      lock.unlock();
       spin_until([&] { return posted_.load(std::memory_order_relaxed) != seen; });
-      std::unique_lock<std::mutex> lock(mutex_);
+      lock.lock();
       wake_.wait(lock, [&] { return posted_.load(std::memory_order_relaxed) != seen; });
+      placement.settle();
       seen = posted_.load(std::memory_order_relaxed);
       if (job_ == nullptr || vacancies_ == 0) continue;
       Job& job = *job_;
@@ -125,14 +137,15 @@ class ThreadPool {
       lock.unlock();
       job.work(participant);
       lock.lock();
+      placement.record();
       if (busy_.fetch_sub(1, std::memory_order_release) == 1) done_.notify_one();
     }
   }
 
-  std::mutex caller_;  // held by the call that has the pool; guards workers_
-  int workers_ = 0;
+  std::mutex caller_;  // held by the call that has the pool; only that call adds workers
 
   std::mutex mutex_;  // guards what follows; the atomics are also read while spinning
+  std::deque<Placement> workers_;  // a deque, as each worker keeps its address
   std::condition_variable wake_;
   std::condition_variable done_;
   Job* job_ = nullptr;
