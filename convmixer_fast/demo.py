@@ -296,6 +296,7 @@ def _time(original: nn.Module, optimized: nn.Module, images: Tensor, budget_s: f
         {"original": lambda: original(images), "optimized": lambda: optimized(images)},
         budget_s=budget_s,
         warmup=2,
+        pause_s=0.02,
     )
 
 

@@ -59,6 +59,7 @@ def interleave(
     rounds: int | None = None,
     budget_s: float | None = None,
     warmup: int = 3,
+    pause_s: float = 0.0,
     device: torch.device | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Timings:
@@ -70,6 +71,9 @@ def interleave(
         budget_s: seconds after which no further timed round begins; the warm-up is not
             counted. At least one round is timed.
         warmup: rounds that are run first and not timed.
+        pause_s: seconds of sleep before each timed call, then an untimed one. Libraries keep
+            their threads spinning for a while after a call, in the way of the next
+            candidate; the untimed call wakes the candidate's own.
         device: where the candidates run. On CUDA the device is synchronised before each
             reading of the clock, so that a call's time is that of its kernels.
         clock: returns seconds and never goes back.
@@ -88,6 +92,8 @@ def interleave(
         raise ValueError(f"budget_s must not be negative, got {budget_s}")
     if warmup < 0:
         raise ValueError(f"warmup must not be negative, got {warmup}")
+    if pause_s < 0:
+        raise ValueError(f"pause_s must not be negative, got {pause_s}")
 
     def now() -> float:
         if device is not None and device.type == "cuda":
@@ -101,6 +107,9 @@ def interleave(
     done, began = 0, now()
     while True:
         for name, call in candidates.items():
+            if pause_s > 0:
+                time.sleep(pause_s)
+                call()
             start = now()
             call()
             seconds[name].append(now() - start)

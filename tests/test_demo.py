@@ -54,6 +54,15 @@ def test_interleave_alternates_and_leaves_the_warmup_out():
     assert timings.ratio("a", "b") == 2
 
 
+def test_interleave_wakes_a_candidate_after_a_pause(monkeypatch):
+    clock = FakeClock()
+    monkeypatch.setattr("time.sleep", lambda seconds: clock.calls.append(f"sleep {seconds}"))
+    candidates = {"a": clock.takes("a", 9, 1), "b": clock.takes("b", 9, 2)}
+    timings = interleave(candidates, rounds=2, warmup=0, pause_s=0.5, clock=clock)
+    assert clock.calls == ["sleep 0.5", "a", "a", "sleep 0.5", "b", "b"] * 2
+    assert timings.seconds == {"a": (1, 1), "b": (2, 2)}
+
+
 @pytest.mark.parametrize(
     ("budget_s", "rounds", "expected"),
     [(0, None, 1), (9, None, 3), (10, None, 4), (10, 2, 2), (1, 9, 1)],
@@ -72,6 +81,7 @@ def test_interleave_ends_with_its_budget_or_rounds(budget_s, rounds, expected):
         ({"rounds": 0}, "rounds must be at least 1, got 0"),
         ({"budget_s": -1}, "budget_s must not be negative, got -1"),
         ({"rounds": 1, "warmup": -1}, "warmup must not be negative, got -1"),
+        ({"rounds": 1, "pause_s": -1}, "pause_s must not be negative, got -1"),
     ],
 )
 def test_interleave_refuses(options, message):
