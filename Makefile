@@ -36,7 +36,7 @@ format: $(READY) ## Rewrite the sources in the project's format
 # mypy sees the package as it is installed, with kernels and export inside.
 .PHONY: typecheck
 typecheck: $(READY) ## Check types (mypy)
-	rm -rf build/typecheck
+	rm -rf build
 	CONVMIXER_FAST_EXT=0 $(BIN)/pip install -q --no-deps --no-build-isolation --target build/typecheck .
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p convmixer_fast
 

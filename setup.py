@@ -56,7 +56,8 @@ class BuildExtension(build_ext):
         except ImportError as error:
             raise CompileError(f"{ext.name} needs pybind11 (pip install pybind11)") from error
 
-        self.compiler.spawn = run_quietly
+        # One name in older setuptools, the other in newer.
+        self.compiler.spawn = self.compiler.call = run_quietly
         includes = [*self.compiler.include_dirs, pybind11.get_include()]
         sources = [source for source in ext.sources if self.runs_here(source)]
         newest_header = max(os.path.getmtime(path) for path in [*ext.depends, __file__])

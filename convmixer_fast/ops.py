@@ -264,7 +264,8 @@ def _(
 def _autocast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     device = x.device.type
     enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    if enabled and torch.float64 not in (x.dtype, weight.dtype):
+    floating = x.is_floating_point() and torch.float64 not in (x.dtype, weight.dtype)
+    if enabled and floating:
         dtype = torch.get_autocast_dtype(device)
         return x.to(dtype), weight.to(dtype)
     return x, weight

@@ -183,6 +183,16 @@ def test_autocast_casts_as_conv2d_does(op):
         )
 
 
+@pytest.mark.parametrize("op", REFERENCES)
+def test_autocast_leaves_integers_to_the_check(op):
+    x, *rest = arguments(op)
+    with (
+        torch.autocast(DEVICE.type, torch.bfloat16),
+        pytest.raises(TypeError, match=r"floating-point.*got torch\.int64"),
+    ):
+        getattr(ops, op)(x.long(), *rest)
+
+
 BAD = {
     "x 3-D": (lambda a: [a[0][0], *a[1:]], ValueError, r"x must be \(N, C, H, W\), got 3"),
     "weight 3-D": (lambda a: [a[0], a[1][0], *a[2:]], ValueError, "weight must have 4 dimensions"),
