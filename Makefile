@@ -19,6 +19,10 @@ demo: $(READY) ## Classify real digits with the original and the optimized model
 test: $(READY) ## Run every test
 	$(BIN)/python -m pytest $(ARGS)
 
+.PHONY: bench
+bench: $(READY) ## Time eager PyTorch against the optimized model on this machine
+	$(BIN)/python -m benchmarks.bench_model $(ARGS)
+
 .PHONY: coverage
 coverage: $(READY) ## Run every test and show what they do not reach
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
