@@ -132,7 +132,12 @@ def build(
     activation: str | None = None,
     global_pool: str | None = None,
 ) -> ConvMixer:
-    """Build the reference model of what :func:`read_checkpoint` read; see :func:`load`."""
+    """Build the reference model of what :func:`read_checkpoint` read; see :func:`load`.
+
+    Raises:
+        CheckpointError: the tensors do not make a ConvMixer.
+        ValueError: the activation is not known and must be given, or a name is unknown.
+    """
     known = ", ".join(map(repr, ACTIVATION_LAYERS))
     activation = activation or checkpoint.architecture.activation
     if not activation:
@@ -277,6 +282,9 @@ def _infer(path: Path, tensors: dict[str, Tensor]) -> Architecture:
         return tensors[name].shape
 
     dim, in_chans, patch, patch_w = shape("stem.0.weight", 4)
+    dtype = tensors["stem.0.weight"].dtype
+    if not dtype.is_floating_point:
+        raise CheckpointError(f"{path}: expected floating-point weights, found {dtype}")
     layers = {int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")}
     if layers != set(range(len(layers))) or not layers:
         raise CheckpointError(

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,11 +19,17 @@ from torch import nn
 from convmixer_fast import __version__, backends
 from convmixer_fast.checkpoint import build, load, read_checkpoint
 from convmixer_fast.errors import ConvMixerFastError
-from convmixer_fast.images import find_images, preprocessing_from_metadata, read_labels
+from convmixer_fast.images import (
+    find_images,
+    parse_labels,
+    preprocessing_from_metadata,
+    read_labels,
+)
 from convmixer_fast.optimize import optimize
 from convmixer_fast.predict import predict_files
 from convmixer_fast.published import PUBLISHED, Architecture, Preprocessing
-from convmixer_fast.verify import randomize_batch_norm, verify
+from convmixer_fast.randomize import randomize
+from convmixer_fast.verify import verify
 
 __all__ = ["app", "main"]
 
@@ -120,6 +127,7 @@ def verify_command(
 ) -> None:
     """Compare a model's optimized form with its float64 original, at several sizes and dtypes."""
     source, trained = _model(model, activation, pretrained)
+    source.to(_device(backend))
     chosen = [_dtype(name) for name in dtypes.split(",")]
     channels, patch = _stem_shape(source)
     hw = (
@@ -173,17 +181,16 @@ def predict(
     read is reported and skipped, and the exit code is then 1.
     """
     contents = read_checkpoint(checkpoint)
-    fast = optimize(build(contents, checkpoint, activation=activation), backend=backend)
-    if fast.num_classes == 0:
+    model = build(contents, checkpoint, activation=activation).to(_device(backend))
+    if model.num_classes == 0:
         raise ValueError(f"{checkpoint}: the model has no classifier")
-    device = torch.device("cuda" if torch.cuda.is_available() and backend != "cpu" else "cpu")
-    fast.to(device)
+    fast = optimize(model, backend=backend)
     prepare = _override(
         preprocessing_from_metadata(contents.metadata),
         image_size=image_size,
         crop_pct=crop_pct,
-        mean=_floats(mean),
-        std=_floats(std),
+        mean=_floats("--mean", mean),
+        std=_floats("--std", std),
     )
     names = _labels(labels, contents.metadata, fast.num_classes)
     files = find_images(images)
@@ -222,11 +229,16 @@ def _print_prediction(
         print(f"  {entry['probability']:7.2%}  {entry.get('label', entry['class'])}")
 
 
-def _labels(path: Path | None, metadata: object, classes: int) -> list[str] | None:
+def _device(backend: str) -> torch.device:
+    """Return where models run: on the GPU if there is one, unless the CPU backend is asked for."""
+    return torch.device("cuda" if torch.cuda.is_available() and backend != "cpu" else "cpu")
+
+
+def _labels(path: Path | None, metadata: Mapping[str, str], classes: int) -> list[str] | None:
     if path is not None:
         names = read_labels(path)
-    elif isinstance(metadata, dict) and "labels" in metadata:
-        names = [str(name) for name in json.loads(metadata["labels"])]
+    elif "labels" in metadata:
+        names = parse_labels(metadata["labels"], "the checkpoint's metadata")
     else:
         return None
     if len(names) != classes:
@@ -241,9 +253,9 @@ def _model(name: str, activation: str | None, pretrained: bool) -> tuple[nn.Modu
     if name.count("/") == 3 and name.replace("/", "").isdigit():
         dim, depth, kernel, patch = map(int, name.split("/"))
         architecture = Architecture(dim, depth, kernel, patch, activation or "gelu")
-        return randomize_batch_norm(architecture.build()), False
+        return randomize(architecture.build()), False
     if name in PUBLISHED and not pretrained:
-        return randomize_batch_norm(PUBLISHED[name].build()), False
+        return randomize(PUBLISHED[name].build()), False
     try:
         import timm
     except (ImportError, RuntimeError) as error:
@@ -258,7 +270,7 @@ def _model(name: str, activation: str | None, pretrained: bool) -> tuple[nn.Modu
         raise ValueError(
             f"{name!r} is no file, no dim/depth/kernel/patch, and timm: {error}"
         ) from (error)
-    return (model.eval() if pretrained else randomize_batch_norm(model)), pretrained
+    return (model.eval() if pretrained else randomize(model)), pretrained
 
 
 def _stem_shape(model: nn.Module) -> tuple[int, int]:
@@ -286,5 +298,8 @@ def _override(prepare: Preprocessing, **given: Any) -> Preprocessing:
     return replace(prepare, **{name: v for name, v in given.items() if v is not None})
 
 
-def _floats(text: str | None) -> tuple[float, ...] | None:
-    return None if text is None else tuple(float(part) for part in text.split(","))
+def _floats(option: str, text: str | None) -> tuple[float, ...] | None:
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ValueError(f"{option} must be numbers like 0.5,0.5,0.5, got {text!r}") from error

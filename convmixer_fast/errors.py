@@ -9,6 +9,8 @@ __all__ = [
     "CheckpointError",
     "ConvMixerFastError",
     "InferenceOnlyError",
+    "MismatchError",
+    "MissingDependencyError",
     "UnsupportedModelError",
 ]
 
@@ -31,3 +33,11 @@ class CheckpointError(ConvMixerFastError, ValueError):
 
 class InferenceOnlyError(ConvMixerFastError, RuntimeError):
     """Gradients or training were asked of a module that has only a forward pass."""
+
+
+class MismatchError(ConvMixerFastError, RuntimeError):
+    """An optimized model does not compute what the original does."""
+
+
+class MissingDependencyError(ConvMixerFastError, ImportError):
+    """A package that only a part of this one needs is not installed; says which."""

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convmixer_fast.ops import DTYPES
 from convmixer_fast.spec import (
     BatchNorm,
     Block,
@@ -45,11 +46,12 @@ def fold(spec: ConvMixerSpec, dtype: torch.dtype | None = None) -> FoldedConvMix
         The folded form; it shares no memory with ``spec``.
 
     Raises:
-        TypeError: ``dtype`` is not a floating-point type.
+        TypeError: ``dtype``, or that of the weights, is none of :data:`ops.DTYPES`.
     """
     weights = spec.stem.weight.dtype if dtype is None else dtype
-    if not weights.is_floating_point:
-        raise TypeError(f"dtype must be a floating-point type, got {weights}")
+    if weights not in DTYPES:
+        known = ", ".join(map(str, DTYPES))
+        raise TypeError(f"dtype must be one of {known}, got {weights!r}")
     vectors = torch.promote_types(weights, torch.float32)
 
     def rounded(block: FoldedBlock) -> FoldedBlock:

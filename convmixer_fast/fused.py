@@ -129,14 +129,15 @@ class FusedConvMixer(ConvMixerInterface):
         self.eval()
 
     def _take_head(self, head: Head) -> None:
-        classes = 0 if head.weight is None else head.weight.shape[0]
-        self._set_head(classes, head.global_pool)
-        if head.weight is not None:
-            linear = nn.Linear(head.weight.shape[1], classes, bias=False, device="meta")
-            linear.weight = nn.Parameter(head.weight, requires_grad=False)
-            if head.bias is not None:
-                linear.bias = nn.Parameter(head.bias, requires_grad=False)
-            self.head = linear
+        if head.weight is None:
+            self._set_head(head.global_pool, 0)
+            return
+        classes, features = head.weight.shape
+        linear = nn.Linear(features, classes, bias=False, device="meta")
+        linear.weight = nn.Parameter(head.weight, requires_grad=False)
+        if head.bias is not None:
+            linear.bias = nn.Parameter(head.bias, requires_grad=False)
+        self._set_head(head.global_pool, classes, linear)
 
     def forward(self, x: Tensor) -> Any:
         """Map images (N, in_chans, H, W) to what the source module returns for them.

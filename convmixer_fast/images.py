@@ -18,7 +18,15 @@ from torch import Tensor
 from convmixer_fast.errors import CheckpointError
 from convmixer_fast.published import Preprocessing
 
-__all__ = ["find_images", "load_image", "preprocessing_from_metadata", "read_labels"]
+__all__ = [
+    "crop",
+    "find_images",
+    "load_image",
+    "parse_labels",
+    "preprocessing_from_metadata",
+    "read_labels",
+    "to_input",
+]
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
@@ -47,13 +55,28 @@ def load_image(path: str | Path, preprocessing: Preprocessing, in_chans: int = 3
             raise ValueError(f"{name} must have 1 or {in_chans} values, got {len(values)}")
     try:
         with Image.open(path) as file:
+            if file.mode.startswith(("I", "F")):
+                raise ValueError(
+                    f"its pixels have the mode {file.mode}, more than 8 bits a channel, which "
+                    "Pillow would clip; convert it to 8 bits first"
+                )
             image = file.convert(_MODES[in_chans])
-    except (SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except (SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError) as error:
         # What Pillow's readers raise on damaged files besides OSError.
         raise OSError(f"cannot read the image {path}: {error}") from error
+    return to_input(crop(image, preprocessing), preprocessing)
+
+
+def crop(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Resize ``image`` and cut the centre out, image_size x image_size pixels."""
     size = preprocessing.image_size
-    image = _center_crop(_resize(image, math.floor(size / preprocessing.crop_pct)), size)
-    pixels = np.asarray(image, dtype=np.float32).reshape(size, size, in_chans) / 255
+    return _center_crop(_resize(image, math.floor(size / preprocessing.crop_pct)), size)
+
+
+def to_input(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
+    """Return the normalised pixels of a cropped image, (channels, height, width), float32."""
+    pixels = np.asarray(image, dtype=np.float32) / 255
+    pixels = pixels.reshape(image.height, image.width, -1)
     mean, std = (np.asarray(v, np.float32) for v in (preprocessing.mean, preprocessing.std))
     return torch.from_numpy((pixels - mean) / std).permute(2, 0, 1).contiguous()
 
@@ -95,17 +118,25 @@ def read_labels(path: str | Path) -> list[str]:
         OSError: the file cannot be read.
         ValueError: it is JSON of another form.
     """
-    text = Path(path).read_text(encoding="utf-8")
+    return parse_labels(Path(path).read_text(encoding="utf-8"), path)
+
+
+def parse_labels(text: str, source: object) -> list[str]:
+    """Read class names as :func:`read_labels` does, from ``text`` that came from ``source``.
+
+    Raises:
+        ValueError: it is JSON of another form, or broken.
+    """
     if not text.lstrip().startswith(("[", "{")):
         return text.splitlines()
-    labels = json.loads(text)
-    if isinstance(labels, dict):
-        try:
+    try:
+        labels = json.loads(text)
+        if isinstance(labels, dict):
             labels = [labels[str(index)] for index in range(len(labels))]
-        except KeyError as error:
-            raise ValueError(
-                f"{path}: expected the keys 0, 1, 2 ..., {error} is missing"
-            ) from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{source}: the labels are broken JSON: {error}") from error
+    except KeyError as error:
+        raise ValueError(f"{source}: expected the keys 0, 1, 2 ..., {error} is missing") from error
     return [str(label) for label in labels]
 
 

@@ -68,16 +68,17 @@ class ConvMixerInterface(nn.Module):
     head_hidden_size: int
     num_classes: int
 
-    def _set_head(self, num_classes: int, global_pool: str) -> None:
-        like = next(self.stem.parameters())
+    def _set_head(self, global_pool: str, num_classes: int, head: nn.Module | None = None) -> None:
+        """Set pooling and classifier; a newly initialised one where ``head`` is None."""
         self.num_classes = num_classes
         self.global_pool = GlobalPool(global_pool)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        self.head = (
-            nn.Linear(self.head_hidden_size, num_classes, device=like.device, dtype=like.dtype)
-            if num_classes > 0
-            else nn.Identity()
-        )
+        if head is None and num_classes > 0:
+            like = next(self.stem.parameters())
+            head = nn.Linear(
+                self.head_hidden_size, num_classes, device=like.device, dtype=like.dtype
+            )
+        self.head = nn.Identity() if head is None else head
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Map images (N, in_chans, H, W) to the last layer's features (N, dim, H', W')."""
@@ -150,9 +151,8 @@ class ConvMixerInterface(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the head by a newly initialised one; 0 classes leave the pooled features."""
-        self._set_head(
-            num_classes, self.global_pool.pool_type if global_pool is None else global_pool
-        )
+        kept = self.global_pool.pool_type
+        self._set_head(kept if global_pool is None else global_pool, num_classes)
 
 
 class _Residual(nn.Module):
@@ -180,7 +180,7 @@ class ConvMixer(ConvMixerInterface):
         act_layer: makes the activation module, e.g. ``nn.GELU`` or ``nn.ReLU``.
 
     Raises:
-        ValueError: ``global_pool`` is unknown, or a size is not positive.
+        ValueError: ``global_pool`` is unknown, or a size is negative, or 0 where that is no model.
     """
 
     def __init__(
@@ -196,15 +196,17 @@ class ConvMixer(ConvMixerInterface):
         act_layer: Callable[[], nn.Module] = nn.GELU,
     ) -> None:
         super().__init__()
-        sizes = {
-            "dim": dim,
-            "kernel_size": kernel_size,
-            "patch_size": patch_size,
-            "in_chans": in_chans,
+        at_least = {
+            "dim": (dim, 1),
+            "depth": (depth, 0),
+            "kernel_size": (kernel_size, 1),
+            "patch_size": (patch_size, 1),
+            "in_chans": (in_chans, 1),
+            "num_classes": (num_classes, 0),
         }
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
+        for name, (size, least) in at_least.items():
+            if size < least:
+                raise ValueError(f"{name} must be at least {least}, got {size}")
         self.in_chans = in_chans
         self.num_features = dim
 
@@ -221,4 +223,4 @@ class ConvMixer(ConvMixerInterface):
         self.stem = nn.Sequential(*block(nn.Conv2d(in_chans, dim, patch_size, stride=patch_size)))
         self.blocks = nn.Sequential(*(layer() for _ in range(depth)))
         self.head_drop = nn.Dropout(drop_rate)
-        self._set_head(num_classes, global_pool)
+        self._set_head(global_pool, num_classes)

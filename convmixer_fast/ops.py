@@ -20,9 +20,10 @@ from convmixer_fast import backends
 from convmixer_fast.errors import InferenceOnlyError
 from convmixer_fast.reference import ACTIVATIONS
 
-__all__ = ["depthwise_block", "patch_embed", "pointwise_block"]
+__all__ = ["DTYPES", "depthwise_block", "patch_embed", "pointwise_block"]
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""What ``x`` and ``weight`` may be."""
 
 
 def depthwise_block(
@@ -274,9 +275,11 @@ def _autocast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 def _check_tensors(op: str, x: Tensor, weight: Tensor) -> None:
     if x.dim() != 4:
         raise ValueError(f"{op}: x must be (N, C, H, W), got {x.dim()} dimensions {tuple(x.shape)}")
-    if weight.dim() != 4:
-        raise ValueError(f"{op}: weight must have 4 dimensions, got shape {tuple(weight.shape)}")
-    if x.dtype not in _DTYPES:
+    if weight.dim() != 4 or 0 in weight.shape:
+        raise ValueError(
+            f"{op}: weight must have 4 dimensions, none of them 0, got shape {tuple(weight.shape)}"
+        )
+    if x.dtype not in DTYPES:
         raise TypeError(
             f"{op}: x must be a floating-point tensor (float16, bfloat16, float32 or float64), "
             f"got {x.dtype}; convert it first"
@@ -290,7 +293,11 @@ def _check_tensors(op: str, x: Tensor, weight: Tensor) -> None:
         raise ValueError(
             f"{op}: x and weight must be on one device, got {x.device} and {weight.device}"
         )
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+    _check_gradient(op, x, weight)
+
+
+def _check_gradient(op: str, *tensors: Tensor) -> None:
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         raise InferenceOnlyError(
             f"{op} has no backward pass, and an input requires a gradient; call it under "
             "torch.inference_mode() or torch.no_grad(), or detach the input"
@@ -306,6 +313,7 @@ def _check_epilogue(
     for name, vector in vectors.items():
         if vector is None:
             continue
+        _check_gradient(op, vector)
         if vector.shape != (channels,):
             raise ValueError(f"{op}: {name} must be ({channels},), got {tuple(vector.shape)}")
         if vector.dtype not in (x.dtype, torch.float32):

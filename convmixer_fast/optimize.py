@@ -37,9 +37,10 @@ def optimize(
         The optimized module, on the model's device, for inference only.
 
     Raises:
-        TypeError: ``model`` is no module, or ``dtype`` not a floating-point type.
+        TypeError: ``model`` is no module, or ``dtype`` none that the fused ops take.
         UnsupportedModelError: ``model`` is no ConvMixer in eval mode; says where it differs.
-        ValueError: there is no backend of that name.
+        ValueError: there is no backend of that name, or ``example_input`` is not a tensor
+            (N, C, H, W).
         BackendUnavailableError: the backend named cannot run here.
     """
     folded = fold(recognize(model, example_input), dtype)
@@ -47,7 +48,9 @@ def optimize(
     chosen = backends.resolve(backend, device, dtype)
     if backend == "auto" and chosen == "reference" and dtype != torch.float64:
         reasons = "; ".join(
-            f"{name}: {backends.why_not(name, device, dtype)}" for name in ("triton", "cpu")
+            f"{name}: {backends.why_not(name, device, dtype)}"
+            for name in backends.BACKENDS
+            if name != chosen
         )
         warnings.warn(
             f"no fast backend can run {dtype} on {device}, so the model runs on plain PyTorch "

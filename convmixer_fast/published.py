@@ -29,6 +29,14 @@ class Preprocessing:
     """Per channel, of pixels in [0, 1]."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise ValueError(f"image_size must be at least 1 pixel, got {self.image_size}")
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct must be above 0 and at most 1, got {self.crop_pct}")
+        if not all(std > 0 for std in self.std):
+            raise ValueError(f"std must be above 0, got {self.std}")
+
 
 @dataclass(frozen=True)
 class Architecture:

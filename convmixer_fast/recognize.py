@@ -36,6 +36,8 @@ def recognize(model: nn.Module, example_input: Tensor | None = None) -> ConvMixe
         The specification; its tensors may be the model's own.
 
     Raises:
+        TypeError: ``model`` is not an ``nn.Module``.
+        ValueError: ``example_input`` is not a tensor (N, C, H, W).
         UnsupportedModelError: the model is no ConvMixer in eval mode; the message names
             the first place that differs, what was expected there and what was found.
     """
@@ -43,7 +45,7 @@ def recognize(model: nn.Module, example_input: Tensor | None = None) -> ConvMixe
     flow = Dataflow(traced.program)
     _refuse_training(flow)
     trunk = _Trunk(flow)
-    fixed = [c.text for c in traced.conditions if re.fullmatch(r"[NHW] == \w+", c.text)]
+    fixed = [c.text for c in traced.conditions if re.fullmatch(r"[^%]* == \w+", c.text)]
     if traced.guessed and fixed:
         raise UnsupportedModelError(
             f"the model's own code fixes the size of its input ({', '.join(fixed)} when traced on "

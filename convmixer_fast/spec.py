@@ -7,8 +7,10 @@ files or devices; the tensors of a spec may be the source model's own and are
 only read.
 """
 
+import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 __all__ = [
@@ -81,7 +83,8 @@ class SizeCondition:
 
     def __post_init__(self) -> None:
         # Compiled once, here, because torch.compile cannot trace an eval().
-        object.__setattr__(self, "_holds", eval(f"lambda N, H, W: {self.text}"))
+        names = {"math": math, "torch": torch}
+        object.__setattr__(self, "_holds", eval(f"lambda N, H, W: {self.text}", names))
 
     def __reduce__(self) -> tuple[type["SizeCondition"], tuple[str]]:
         return SizeCondition, (self.text,)

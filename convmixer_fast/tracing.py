@@ -20,7 +20,8 @@ from convmixer_fast.spec import SizeCondition
 
 __all__ = ["Trace", "trace", "unwrap"]
 
-_TORCH_ROOT = os.path.dirname(torch.__file__)
+# With its separator: torchvision lies beside it.
+_TORCH_ROOT = os.path.join(os.path.dirname(torch.__file__), "")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ def trace(model: nn.Module, example_input: Tensor | None = None) -> Trace:
 
     Raises:
         TypeError: ``model`` is not an ``nn.Module``.
+        ValueError: ``example_input`` is not a tensor (N, C, H, W).
         UnsupportedModelError: it cannot be traced on one image batch (N, C, H, W).
     """
     if not isinstance(model, nn.Module):
@@ -61,6 +63,9 @@ def trace(model: nn.Module, example_input: Tensor | None = None) -> Trace:
     _refuse_opaque(model)
     prefix, body = _split_prefix(model)
     if example_input is not None:
+        if not isinstance(example_input, Tensor) or example_input.dim() != 4:
+            found = getattr(example_input, "shape", type(example_input).__name__)
+            raise ValueError(f"example_input must be a tensor (N, C, H, W), got {found}")
         if prefix is not None:
             with torch.no_grad():
                 example_input = prefix(example_input)
@@ -187,7 +192,21 @@ def _finish(
         raise UnsupportedModelError(
             f"expected a model of one input (N, C, H, W), found inputs {list(inputs)}"
         )
-    return Trace(program, prefix, tuple(_size_conditions(values[0])), guessed)
+    conditions = tuple(_size_conditions(values[0]))
+    for condition in conditions:
+        _check_condition(condition)
+    return Trace(program, prefix, conditions, guessed)
+
+
+def _check_condition(condition: SizeCondition) -> None:
+    # Now, and not in the first call of the optimized module.
+    try:
+        condition.holds(2, 64, 64)
+    except (NameError, AttributeError, SyntaxError, TypeError) as error:
+        raise UnsupportedModelError(
+            f"the model's code looks at its input's size in a way that is not understood: "
+            f"{condition.text} ({error})"
+        ) from error
 
 
 def _size_conditions(value: Any) -> Iterator[SizeCondition]:
@@ -209,6 +228,6 @@ def _size_conditions(value: Any) -> Iterator[SizeCondition]:
             yield SizeCondition(f"{name} == {symbol.xreplace(names)}")
     for guard in value.fake_mode.shape_env.guards:
         location = guard.sloc.framework_loc
-        ours = location is not None and location.filename.startswith(_TORCH_ROOT)
-        if not ours and guard.expr.free_symbols <= set(names):
+        inside_torch = location is not None and location.filename.startswith(_TORCH_ROOT)
+        if not inside_torch and guard.expr.free_symbols <= set(names):
             yield SizeCondition(PythonPrinter().doprint(guard.expr.xreplace(names)))

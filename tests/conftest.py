@@ -28,3 +28,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _ieee_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float32 means float32 in the tests: on a GPU PyTorch's convolutions default to TF32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)

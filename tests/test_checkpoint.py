@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from convmixer_fast import CheckpointError, ConvMixer, load
+from convmixer_fast.randomize import randomize
 from tests.timm_models import timm_model
-from tests.zoo import Labml, locuslab, randomize, tweetable
+from tests.zoo import Labml, locuslab, tweetable
 
 BUILDERS = {
     "ours": lambda: ConvMixer(16, 3, kernel_size=5, patch_size=4, num_classes=10),

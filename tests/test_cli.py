@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from convmixer_fast import cli
 from convmixer_fast.published import Architecture
+from convmixer_fast.randomize import randomize
 from tests.timm_models import import_timm
-from tests.zoo import randomize
 
 
 @pytest.fixture

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from convmixer_fast import ConvMixer, backends, demo, load, optimize
+from convmixer_fast import ConvMixer, backends, demo, digits, load, optimize
 from convmixer_fast.checkpoint import read_checkpoint
+from convmixer_fast.errors import MismatchError, MissingDependencyError
+from convmixer_fast.randomize import randomize
 from convmixer_fast.timing import Timings, interleave
-from tests.zoo import randomize
 
 DIGITS = Path(demo.__file__).parent / "data" / "digits.safetensors"
 has_images = pytest.mark.skipif(
@@ -124,7 +125,7 @@ def test_packaged_file_is_small_and_says_how_to_use_it():
 
 @has_images
 def test_split_is_disjoint_stratified_and_repeatable():
-    training, held_out = demo.training_digits(), demo.held_out_digits()
+    training, held_out = digits.training_digits(), digits.held_out_digits()
     assert len(held_out.labels) >= 360
     # No two images of the data set are equal, so their bytes tell them apart.
     rows = [image.numpy().tobytes() for part in (training, held_out) for image in part.images]
@@ -132,7 +133,7 @@ def test_split_is_disjoint_stratified_and_repeatable():
     share = len(held_out.labels) / len(rows)
     counts = [part.labels.bincount(minlength=10) for part in (training, held_out)]
     assert (counts[1] - share * (counts[0] + counts[1])).abs().max() <= 1
-    assert torch.equal(held_out.images, demo.held_out_digits().images)
+    assert torch.equal(held_out.images, digits.held_out_digits().images)
     assert held_out.images.shape[1:] == (1, 8, 8)
     assert held_out.images.min() == 0
     assert held_out.images.max() == 1
@@ -140,16 +141,16 @@ def test_split_is_disjoint_stratified_and_repeatable():
 
 @has_images
 def test_packaged_model_is_accurate_before_and_after():
-    digits, model = demo.held_out_digits(), load(DIGITS)
+    scans, model = digits.held_out_digits(), load(DIGITS)
     metadata = read_checkpoint(DIGITS).metadata
     (mean,), (std,) = json.loads(metadata["mean"]), json.loads(metadata["std"])
-    images = (digits.images - mean) / std
+    images = (scans.images - mean) / std
     with torch.inference_mode():
         expected, actual = model(images), optimize(model)(images)
     for logits in (expected, actual):
-        assert digits.accuracy(logits) >= 0.97
+        assert scans.accuracy(logits) >= 0.97
     assert torch.equal(expected.argmax(1), actual.argmax(1))
-    assert (expected - actual).abs().max() <= demo.TOLERANCE * expected.abs().max()
+    assert (expected - actual).abs().max() <= 2e-5 * expected.abs().max()
 
 
 def _run(output: Path, budget_s: float) -> tuple[demo.DemoReport, str]:
@@ -190,7 +191,7 @@ def test_full_demo(tmp_path):
 @pytest.mark.parametrize("module", ["sklearn.datasets", "matplotlib.figure"])
 def test_demo_names_what_is_missing(tmp_path, monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(demo.MissingDependencyError, match=r"pip install 'convmixer-fast\[demo\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'convmixer-fast\[demo\]'"):
         demo.run(tmp_path / "demo.png")
     assert not list(tmp_path.iterdir())
 
@@ -207,6 +208,6 @@ def test_demo_names_what_is_missing(tmp_path, monkeypatch, module):
 )
 def test_differences_are_refused(optimized, message):
     original = torch.tensor([[1.0, 2.0], [1.0, 2.0]])
-    demo.Comparison(original, original + 1e-6).check("equal")
-    with pytest.raises(demo.MismatchError, match=message):
-        demo.Comparison(original, torch.tensor(optimized)).check("broken")
+    demo.LogitsComparison(original, original + 1e-6).check("equal")
+    with pytest.raises(MismatchError, match=message):
+        demo.LogitsComparison(original, torch.tensor(optimized)).check("broken")

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from convmixer_fast import FusedConvMixer, fold, recognize
+from convmixer_fast.randomize import randomize
 from convmixer_fast.spec import FoldedConvMixer, Head
 from convmixer_fast.verify import relative_error
-from tests.zoo import VARIATIONS, locuslab, randomize
+from tests.zoo import VARIATIONS, locuslab
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from torch import nn
 from convmixer_fast import ConvMixer
 from convmixer_fast.model import POOLS, GlobalPool
 from convmixer_fast.published import PUBLISHED
+from convmixer_fast.randomize import randomize
 from tests.timm_models import timm_convmixer, timm_model
-from tests.zoo import randomize
 
 SMALL = {"kernel_size": 5, "patch_size": 3, "in_chans": 4, "num_classes": 5}
 

@@ -54,14 +54,6 @@ def _poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         assert buffer[BAND + size :].isnan().all()
 
 
-@pytest.fixture(autouse=True)
-def _ieee_products() -> Iterator[None]:
-    before = torch.backends.cudnn.conv.fp32_precision
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
-    yield
-    torch.backends.cudnn.conv.fp32_precision = before
-
-
 def _random(*shape: int, dtype: torch.dtype, fan_in: int = 1) -> Tensor:
     return (torch.randn(shape) / fan_in**0.5).to(DEVICE, dtype)
 

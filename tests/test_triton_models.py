@@ -11,8 +11,9 @@ import torch
 
 from convmixer_fast import backends, optimize
 from convmixer_fast.published import PUBLISHED, Architecture
+from convmixer_fast.randomize import randomize
 from convmixer_fast.reference import ACTIVATIONS
-from convmixer_fast.verify import randomize_batch_norm, relative_error
+from convmixer_fast.verify import relative_error
 from tests.tolerances import MODEL_TOL
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -36,7 +37,7 @@ def test_several_layers(activation, dtype):
 
 
 def check(architecture, dtype, shape):
-    model = randomize_batch_norm(architecture.build()).to(DEVICE)
+    model = randomize(architecture.build()).to(DEVICE)
     x = torch.randn(shape).to(DEVICE, dtype)
     with torch.no_grad():
         out = optimize(model, backend="triton", dtype=dtype)(x)

@@ -10,24 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from convmixer_fast import ConvMixer
-
-
-def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every BatchNorm statistics and affine parameters that are far from 0 and 1."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def uniform(like: Tensor, low: float, high: float) -> Tensor:
-        return torch.empty(like.shape).uniform_(low, high, generator=generator)
-
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
-                module.running_mean.copy_(uniform(module.running_mean, -0.5, 0.5))
-                module.running_var.copy_(uniform(module.running_var, 0.3, 2.0))
-                if module.affine:
-                    module.weight.copy_(uniform(module.weight, -0.5, 1.5))
-                    module.bias.copy_(uniform(module.bias, -0.5, 0.5))
-    return model.eval()
+from convmixer_fast.randomize import randomize
 
 
 class LocusResidual(nn.Module):
