@@ -1,11 +1,12 @@
 """BatchNorm in eval mode -> scale and shift, folded forward, in float64.
 
-BatchNorm stands behind the activation, so it does not fold into its own convolution.
-It is ``v -> s v + t`` per channel, and (checked in float64 by the tests):
+BatchNorm stands behind the activation, so it does not fold into its own convolution: it
+becomes ``v -> s v + t`` per channel, the scale and shift of the fused op's epilogue.
 
-- stem and pointwise: scale ``s`` and shift ``t`` of the op's epilogue;
-- depthwise: scale ``s``; the shift moves through the residual sum into the pointwise
-  bias, ``b' = b + W t``, exactly.
+The depthwise shift could move through the residual sum into the pointwise bias,
+``b' = b + W t``, and save an addition. It stays, because without it what is stored
+between the two ops is not centred: a channel that hardly varies has a large ``s``, and
+its ``s v`` alone costs a 16-bit number its digits, or overflows it.
 
 This is the only place that knows BatchNorm's algebra.
 """
@@ -102,13 +103,10 @@ def _fold_block(block: Block) -> FoldedBlock:
 
 
 def _fold_layer(layer: Layer) -> tuple[FoldedBlock, FoldedBlock]:
-    depthwise, pointwise = _fold_block(layer.depthwise), _fold_block(layer.pointwise)
-    assert depthwise.shift is not None
-    moved = pointwise.weight[:, :, 0, 0] @ depthwise.shift
-    bias = moved if pointwise.bias is None else pointwise.bias + moved
+    depthwise = _fold_block(layer.depthwise)
     return (
-        replace(depthwise, weight=_odd(depthwise.weight), shift=None),
-        replace(pointwise, bias=bias),
+        replace(depthwise, weight=_odd(depthwise.weight)),
+        _fold_block(layer.pointwise),
     )
 
 

@@ -149,15 +149,15 @@ class FusedConvMixer(ConvMixerInterface):
             InferenceOnlyError: the input requires a gradient.
             BackendUnavailableError: the backend named at ``optimize`` cannot run the input.
         """
-        x = self._enter(x)
-        features = self._features(x)
+        x, *extras = self._enter(x)
+        features = super().forward_features(x)
         if self.source_head is not None:
-            return self.source_head(features, x)
+            return self.source_head(features, *extras)
         return super().forward_head(features)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Map images (N, in_chans, H, W) to the last layer's output (N, num_features, H', W')."""
-        return self._features(self._enter(x))
+        return super().forward_features(self._enter(x)[0])
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Map features (N, num_features, H', W') to logits, or pooled features.
@@ -172,9 +172,7 @@ class FusedConvMixer(ConvMixerInterface):
         self, x: Tensor, *args: Any, **kwargs: Any
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Return the features and the outputs of chosen layers, as timm's method does."""
-        x = self._enter(x)
-        x = x if self.preprocess is None else self.preprocess(x)
-        return super().forward_intermediates(x, *args, **kwargs)
+        return super().forward_intermediates(self._enter(x)[0], *args, **kwargs)
 
     def get_classifier(self) -> nn.Module:
         """Return the linear layer of the head, or an ``nn.Identity`` where there is none."""
@@ -202,7 +200,10 @@ class FusedConvMixer(ConvMixerInterface):
             )
         return super().train(False)
 
-    def _enter(self, x: Tensor) -> Tensor:
+    def _enter(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Check the image and prepare it: the stem's input, then what a source head takes."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"expected a tensor (N, C, H, W), got {type(x).__name__}")
         if torch.is_grad_enabled() and x.requires_grad:
             raise InferenceOnlyError(
                 "a FusedConvMixer has no backward pass, and its input requires a gradient; call it "
@@ -218,11 +219,10 @@ class FusedConvMixer(ConvMixerInterface):
                         f"for sizes where {condition.text}; this input is {tuple(x.shape)}. "
                         "Pass optimize() an example_input of the size to be used"
                     )
-        return x
-
-    def _features(self, x: Tensor) -> Tensor:
-        x = x if self.preprocess is None else self.preprocess(x)
-        return super().forward_features(x)
+        if self.preprocess is None:
+            return x, x
+        prepared: tuple[Tensor, ...] = self.preprocess(x)
+        return prepared
 
     def _need_plain_head(self, what: str) -> None:
         if self.source_head is not None:

@@ -5,7 +5,7 @@ operations that change nothing in eval mode; :func:`extract` makes a module of t
 part of the graph between two values.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +13,16 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-__all__ = ["Dataflow", "GraphModule", "arguments", "extract", "op_name", "where"]
-
-aten = torch.ops.aten
+__all__ = [
+    "Dataflow",
+    "SourceGraph",
+    "ancestors",
+    "arguments",
+    "extract",
+    "needs",
+    "op_name",
+    "where",
+]
 
 _DROPOUTS = frozenset(
     (
@@ -83,6 +90,10 @@ class Dataflow:
         name = op_name(node) if node.op == "call_function" else ""
         if name in _DROPOUTS:
             return arguments(node)["train"] is False
+        if name == "slice":  # x[:, :, 0] has two that leave nothing out
+            given = arguments(node)
+            whole = given["end"] is None or given["end"] == 2**63 - 1
+            return whole and not given["start"] and given["step"] == 1
         if name in _COPIES and isinstance(node.args[0], fx.Node):
             before, after = node.args[0].meta.get("val"), node.meta.get("val")
             return (
@@ -122,33 +133,59 @@ class Dataflow:
         """Evaluate ``node``, which must not depend on the image."""
         if not isinstance(node, fx.Node):
             return node
+        assert node not in self.depends_on_image
         if node not in self._constants:
             value: Any = self.parameter(node)
             if value is None:
-                if node in self.depends_on_image or not callable(node.target):
-                    raise ValueError(f"{node.name} is not a constant")
                 args = fx.map_arg(node.args, self.constant)
                 kwargs = fx.map_arg(node.kwargs, self.constant)
                 with torch.no_grad():
-                    value = node.target(*args, **kwargs)
+                    value = node.target(*args, **kwargs)  # type: ignore[operator]
             self._constants[node] = value
         return self._constants[node]
+
+    def is_written(self, node: Any) -> bool:
+        """Whether the constant ``node`` is made of something that the model writes into."""
+        if not isinstance(node, fx.Node):
+            return False
+        sources = ancestors(node)
+        return any(
+            not sources.isdisjoint(ancestors(write.args[0]))
+            for write in self.writes(0, len(self.nodes))
+            if write.args[0] not in self.depends_on_image
+        )
+
+    def writes(self, start: int, stop: int) -> list[fx.Node]:
+        """List the nodes from position ``start`` to ``stop`` that write into their first input."""
+        return [node for node in self.nodes[start:stop] if _is_write(node)]
 
     def is_constant(self, node: Any) -> bool:
         """Whether ``node`` can be evaluated without an image."""
         return not isinstance(node, fx.Node) or node not in self.depends_on_image
 
-    def mutates(self, node: fx.Node) -> bool:
-        """Whether ``node`` writes into its first input."""
-        target = node.target
-        return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
+
+def _is_write(node: fx.Node) -> bool:
+    target = node.target
+    return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
 
 
-class GraphModule(nn.Module):
+def ancestors(node: Any) -> set[fx.Node]:
+    """Return ``node`` and everything that it is computed from."""
+    found: set[fx.Node] = set()
+    pending = [node] if isinstance(node, fx.Node) else []
+    while pending:
+        current = pending.pop()
+        if current not in found:
+            found.add(current)
+            pending += current.all_input_nodes
+    return found
+
+
+class SourceGraph(nn.Module):
     """A part of a source model's graph, with its own copy of the tensors that it uses.
 
-    ``forward`` takes the graph's inputs in order and returns what the source returns
-    there, in the source's own structure (tensor, tuple, dictionary ...).
+    ``forward`` takes the graph's inputs in order. It returns a tuple of its outputs, or
+    where a structure is given (tensor, tuple, dictionary ...) what the source returns.
     """
 
     def __init__(self, graph: fx.GraphModule, structure: pytree.TreeSpec | None) -> None:
@@ -160,27 +197,27 @@ class GraphModule(nn.Module):
         """Run the graph."""
         outputs = self.graph(*inputs)
         if self.structure is None:
-            return outputs[0]
+            return outputs
         return pytree.tree_unflatten(outputs, self.structure)
 
 
 def extract(
     flow: Dataflow,
-    inputs: list[fx.Node],
-    outputs: list[Any],
+    inputs: Sequence[fx.Node],
+    outputs: Sequence[Any],
+    writes: Sequence[fx.Node] = (),
     structure: pytree.TreeSpec | None = None,
-    check: Callable[[fx.Node], None] = lambda node: None,
-) -> GraphModule:
+) -> SourceGraph:
     """Cut the computation of ``outputs`` from ``inputs`` out of the graph, as a module of its own.
 
     Args:
         flow: the graph.
         inputs: the values that the module takes.
         outputs: the values, or constants, that it returns.
-        structure: how the outputs are put together; None returns the first one.
-        check: called with every node that is taken; raises where one must not be.
+        writes: nodes that write into values and count even where nothing uses their result.
+        structure: how the outputs are put together; None returns them as a tuple.
     """
-    needed = _needed(flow, inputs, outputs)
+    needed = needs(inputs, [*outputs, *writes])
     graph = fx.Graph()
     root = nn.Module()
     copies: dict[fx.Node, fx.Node] = {}
@@ -189,36 +226,27 @@ def extract(
     for node in flow.nodes:
         if node not in needed or node in copies:
             continue
-        check(node)
         value = flow.parameter(node)
         if value is not None:
             root.register_buffer(node.name, value.clone())
             copies[node] = graph.get_attr(node.name)
-        elif _is_batch_size(flow, node):
-            copies[node] = graph.call_function(aten.sym_size.int, (copies[inputs[0]], 0))
         else:
             copies[node] = graph.node_copy(node, copies.__getitem__)
             # Shapes and stack traces of the trace would keep its fake tensors alive.
             copies[node].meta = {}
     graph.output(fx.map_arg(tuple(outputs), copies.__getitem__))
-    return GraphModule(fx.GraphModule(root, graph), structure)
+    return SourceGraph(fx.GraphModule(root, graph), structure)
 
 
-def _is_batch_size(flow: Dataflow, node: fx.Node) -> bool:
-    return op_name(node) == "sym_size" and node.args == (flow.image, 0)
-
-
-def _needed(flow: Dataflow, inputs: list[fx.Node], outputs: list[Any]) -> set[fx.Node]:
-    needed: set[fx.Node] = set()
+def needs(inputs: Iterable[fx.Node], outputs: Iterable[Any]) -> set[fx.Node]:
+    """Return the nodes that ``outputs`` are computed with, back to ``inputs``, both included."""
+    known = set(inputs)
+    found: set[fx.Node] = set()
     pending = [node for node in outputs if isinstance(node, fx.Node)]
-    # A write counts even where nothing uses its result: a needed value may share its memory.
-    start = min(flow.order[node] for node in inputs)
-    stop = max((flow.order[node] for node in pending), default=start)
-    pending += [n for n in flow.nodes[start:stop] if flow.mutates(n)]
     while pending:
         node = pending.pop()
-        if node not in needed:
-            needed.add(node)
-            if node not in inputs and not _is_batch_size(flow, node):
+        if node not in found:
+            found.add(node)
+            if node not in known:
                 pending += node.all_input_nodes
-    return needed
+    return found

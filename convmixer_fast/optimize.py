@@ -43,7 +43,13 @@ def optimize(
             (N, C, H, W).
         BackendUnavailableError: the backend named cannot run here.
     """
-    folded = fold(recognize(model, example_input), dtype)
+    # Not inference tensors, even when called under inference_mode().
+    with torch.inference_mode(False), torch.no_grad():
+        folded = fold(recognize(model, example_input), dtype)
+        fused = FusedConvMixer(folded, backend)
+        if dtype is not None:
+            # The source's own modules around the trunk follow, as by model.to(dtype).
+            fused.to(dtype)
     device, dtype = folded.stem.weight.device, folded.stem.weight.dtype
     chosen = backends.resolve(backend, device, dtype)
     if backend == "auto" and chosen == "reference" and dtype != torch.float64:
@@ -58,8 +64,6 @@ def optimize(
             RuntimeWarning,
             stacklevel=2,
         )
-    # The source's own modules around the trunk follow the weights' dtype, as by model.to().
-    fused = FusedConvMixer(folded, backend).to(dtype)
     # What timm reads to choose the preprocessing of a model's images.
     for name in ("pretrained_cfg", "default_cfg"):
         config = getattr(unwrap(model), name, None)

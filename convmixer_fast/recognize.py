@@ -17,7 +17,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from convmixer_fast.errors import UnsupportedModelError
-from convmixer_fast.graphs import Dataflow, arguments, extract, op_name, where
+from convmixer_fast.graphs import (
+    Dataflow,
+    ancestors,
+    arguments,
+    extract,
+    needs,
+    op_name,
+    where,
+)
 from convmixer_fast.model import POOLS
 from convmixer_fast.spec import BatchNorm, Block, ConvMixerSpec, Head, Layer
 from convmixer_fast.tracing import trace
@@ -45,18 +53,19 @@ def recognize(model: nn.Module, example_input: Tensor | None = None) -> ConvMixe
     flow = Dataflow(traced.program)
     _refuse_training(flow)
     trunk = _Trunk(flow)
-    fixed = [c.text for c in traced.conditions if re.fullmatch(r"[^%]* == \w+", c.text)]
+    fixed = [c.text for c in traced.conditions if re.fullmatch(r"[^%]* == \d+", c.text)]
     if traced.guessed and fixed:
         raise UnsupportedModelError(
             f"the model's own code fixes the size of its input ({', '.join(fixed)} when traced on "
             "a guessed one, as int(x.shape[i]) does); pass example_input= with the size to be used"
         )
+    head, preprocess = _surroundings(flow, trunk)
     return ConvMixerSpec(
         stem=trunk.stem,
         layers=tuple(trunk.layers),
-        head=_head(flow, trunk),
+        head=head,
         prefix=traced.prefix,
-        preprocess=_preprocess(flow, trunk.stem_conv),
+        preprocess=preprocess,
         conditions=traced.conditions,
     )
 
@@ -78,7 +87,7 @@ def _refuse_training(flow: Dataflow) -> None:
                     "one without (track_running_stats=False), which normalises by the batch",
                 )
             _fail(where(node), "eval mode", "BatchNorm in training mode", "call model.eval() first")
-        if "dropout" in name and arguments(node)["train"]:
+        if "dropout" in name and arguments(node).get("train"):
             _fail(where(node), "eval mode", "dropout in training mode", "call model.eval() first")
         if name == "wrap_with_autocast":
             _fail(
@@ -144,12 +153,13 @@ class _Trunk:
         # The head may hold convolutions of its own, but what has the marks of a
         # ConvMixer layer must be one: running it unfused would be a silent slow path.
         for node in self.flow.nodes[self.flow.order[self.value] + 1 :]:
-            if op_name(node) == "batch_norm" or _is_grouped(node):
+            if _is_batch_norm_2d(node) or _is_grouped(node):
+                first = consumers[0] if consumers else node
                 self._at = f"layer {len(self.layers)}"
                 self._fail(
-                    consumers[0] if consumers else node,
+                    first,
                     f"{_DEPTHWISE}, or the head",
-                    f"{_describe(consumers[0])}, and later {_describe(node)} in {where(node)}",
+                    f"{_describe(first)}, and later {_describe(node)} in {where(node)}",
                 )
         return None
 
@@ -227,6 +237,8 @@ class _Trunk:
     def _constant(self, node: fx.Node, value: Any) -> Any:
         if not self.flow.is_constant(value):
             self._fail(node, "constant weights", "weights that depend on the image")
+        if self.flow.is_written(value):
+            self._fail(node, "constant weights", "weights that the model's forward writes into")
         return self.flow.constant(value)
 
     def _only_consumer(self, node: fx.Node, expected: str) -> fx.Node:
@@ -282,6 +294,10 @@ def _is_pointwise(conv: _Convolution) -> bool:
     return (conv.kernel, conv.stride, conv.padding, conv.groups) == ((1, 1), (1, 1), _NO_PADDING, 1)
 
 
+def _is_batch_norm_2d(node: fx.Node) -> bool:
+    return op_name(node) == "batch_norm" and node.meta["val"].dim() == 4
+
+
 def _is_grouped(node: fx.Node) -> bool:
     return op_name(node) == "conv2d" and arguments(node)["groups"] > 1
 
@@ -305,56 +321,97 @@ def _describe(node: fx.Node) -> str:
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name} operation"
 
 
-def _preprocess(flow: Dataflow, stem_conv: fx.Node) -> nn.Module | None:
-    source = stem_conv.args[0]
+def _surroundings(flow: Dataflow, trunk: _Trunk) -> tuple[Head | nn.Module, nn.Module | None]:
+    """Return the head, and the graph of what stands before the stem, None where nothing does.
+
+    The latter returns the stem's input, then what else the head takes: the image, or values
+    made of it before the stem. Nothing is computed, or written, twice.
+    """
+    source = trunk.stem_conv.args[0]
     assert isinstance(source, fx.Node)
-    return None if source is flow.image else extract(flow, [flow.image], [source])
-
-
-def _head(flow: Dataflow, trunk: _Trunk) -> Head | nn.Module:
-    structure = flow.program.call_spec.out_spec
-    outputs = list(flow.nodes[-1].args[0])  # type: ignore[arg-type]
-    if structure is not None and structure.is_leaf():
-        structure = None
-        head = _plain_head(flow, trunk, outputs[0])
-        if head is not None:
-            return head
-
-    def check(node: fx.Node) -> None:
-        if node in trunk.inside:
+    before = flow.writes(0, flow.order[trunk.stem_conv])
+    head: Head | nn.Module | None = _plain_head(flow, trunk)
+    extras: list[fx.Node] = []
+    if head is None:
+        if not trunk.layers:
             _fail(
-                where(node),
-                "a head that uses the last layer's output alone",
-                "one that uses a value inside the layers as well",
+                f"layer 0 ({where(trunk.value)})",
+                f"{_DEPTHWISE}, or global pooling",
+                "neither after the stem",
             )
+        head, extras = _source_head(flow, trunk)
+    if source is flow.image and not before and set(extras) <= {flow.image}:
+        return head, None
+    return head, extract(flow, [flow.image], [source, *extras], before)
 
-    return extract(flow, [trunk.value, flow.image], outputs, structure, check)
+
+def _outputs(flow: Dataflow) -> list[Any]:
+    return list(flow.nodes[-1].args[0])  # type: ignore[arg-type]
 
 
-def _plain_head(flow: Dataflow, trunk: _Trunk, output: fx.Node) -> Head | None:
+def _source_head(flow: Dataflow, trunk: _Trunk) -> tuple[nn.Module, list[fx.Node]]:
+    """Return the head as the source's own graph, and what it takes besides the features."""
+    start = flow.order[trunk.stem_conv]
+    writes = flow.writes(flow.order[trunk.value], len(flow.nodes))
+    outputs = _outputs(flow)
+
+    def is_extra(node: fx.Node) -> bool:
+        # Sizes are computed anew, from the image; tensors made before the stem are handed on.
+        is_tensor = isinstance(node.meta.get("val"), Tensor)
+        return (
+            node in flow.depends_on_image
+            and flow.order[node] < start
+            and (is_tensor or node is flow.image)
+        )
+
+    extras = [node for node in flow.nodes if is_extra(node)]
+    used = needs([trunk.value, *extras], [*outputs, *writes])
+    inside = sorted(used & trunk.inside, key=flow.order.__getitem__)
+    if inside:
+        _fail(
+            where(inside[0]),
+            "a head that uses the last layer's output alone",
+            "one that uses a value inside the layers as well",
+        )
+    # The image is what a head takes where nothing stands before the stem.
+    extras = [node for node in extras if node in used] or [flow.image]
+    structure = flow.program.call_spec.out_spec
+    return extract(flow, [trunk.value, *extras], outputs, writes, structure), extras
+
+
+# What pooling is written with. Anything else may agree with it on random maps alone.
+_POOL_OPERATIONS = frozenset(
+    """adaptive_avg_pool2d adaptive_max_pool2d add amax cat div flatten getitem max mean mul
+    reshape select squeeze sum sym_size unsqueeze view""".split()  # noqa: SIM905
+)
+
+
+def _plain_head(flow: Dataflow, trunk: _Trunk) -> Head | None:
     """Return the head if it is global pooling and at most one linear layer, else None."""
-    last = flow.source(output)
+    structure = flow.program.call_spec.out_spec
+    start = flow.order[trunk.value]
+    if not (structure is not None and structure.is_leaf()) or flow.writes(start, len(flow.nodes)):
+        return None
+    last = flow.source(_outputs(flow)[0])
     weight = bias = None
     if op_name(last) == "linear" and all(map(flow.is_constant, last.args[1:])):
         given = arguments(last)
         weight, bias = flow.constant(given["weight"]), flow.constant(given["bias"])
-        last = given["input"]
-    allowed = {trunk.value}
-
-    def check(node: fx.Node) -> None:
-        if node.op == "placeholder" and node not in allowed:
-            raise _NotPlainError
-
-    try:
-        pool = extract(flow, [trunk.value], [last], check=check)
-    except _NotPlainError:
+        last = flow.source(given["input"])
+    features = trunk.value.meta["val"]
+    pooling = needs([trunk.value], [last]) - {trunk.value}
+    plain = all(
+        node.op == "call_function"
+        and (op_name(node) in _POOL_OPERATIONS or flow.is_identity(node))
+        and ancestors(node) >= {trunk.value}
+        for node in pooling
+    )
+    if not plain or last.meta["val"].dtype != features.dtype:
         return None
-    kind = _pool_kind(pool, trunk.value.meta["val"])
+    if weight is not None and weight.dtype != features.dtype:
+        return None
+    kind = _pool_kind(extract(flow, [trunk.value], [last]), features)
     return None if kind is None else Head(kind, weight, bias)
-
-
-class _NotPlainError(Exception):
-    """The head holds more than pooling and one linear layer."""
 
 
 def _pool_kind(pool: nn.Module, features: Tensor) -> str | None:
@@ -366,15 +423,17 @@ def _pool_kind(pool: nn.Module, features: Tensor) -> str | None:
     generator = torch.Generator().manual_seed(0)
     possible = list(POOLS)
     for n, h, w in ((1, 1, 1), (1, 5, 3), (3, 4, 6)):
-        x = torch.randn(n, features.shape[1], h, w, generator=generator).to(features.device)
+        x = torch.randn(n, features.shape[1], h, w, generator=generator, device="cpu")
         try:
-            found = pool(x)
+            (found,) = pool(x.to(features.device))
         except (RuntimeError, IndexError, ValueError):
             return None
         expected = {kind: POOLS[kind](x) for kind in possible}
         possible = [
             kind
             for kind, value in expected.items()
-            if value.shape == found.shape and torch.allclose(value, found, rtol=1e-5, atol=1e-6)
+            if value.shape == found.shape
+            and value.dtype == found.dtype
+            and torch.allclose(value, found.cpu(), rtol=1e-5, atol=1e-6)
         ]
     return possible[0] if possible else None

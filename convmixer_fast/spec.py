@@ -96,17 +96,19 @@ class SizeCondition:
 
 @dataclass(frozen=True)
 class ConvMixerSpec:
-    """What a module computes: ``x = prefix(image)``, ``head(layers(stem(preprocess(x))), x)``."""
+    """What a module computes: ``head(layers(stem(preprocess(prefix(image)))))``."""
 
     stem: Block
     layers: tuple[Layer, ...]
     head: Head | nn.Module
     """A :class:`Head`, or where the source has another one, the source's own graph:
-    called with the features (N, C, H, W) and ``x``."""
+    called with the features (N, C, H, W), then what ``preprocess`` returns besides the
+    stem's input, or where there is no ``preprocess`` the image."""
     prefix: nn.Module | None
     """The source's own modules, untraced, that stand before everything else; None for none."""
     preprocess: nn.Module | None
-    """The source's own graph of what stands before the stem; None where nothing does."""
+    """The source's own graph of what stands before the stem: returns the stem's input, then
+    what the head takes too. None where nothing does."""
     conditions: tuple[SizeCondition, ...]
 
 

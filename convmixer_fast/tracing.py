@@ -6,8 +6,10 @@ module's own weights. The source module is only read.
 
 import contextlib
 import copy
+import io
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +23,9 @@ from convmixer_fast.spec import SizeCondition
 __all__ = ["Trace", "trace", "unwrap"]
 
 # With its separator: torchvision lies beside it.
+_lock = threading.Lock()
+"""torch.export keeps its state in globals and cannot run in two threads at once."""
+
 _TORCH_ROOT = os.path.join(os.path.dirname(torch.__file__), "")
 
 
@@ -39,14 +44,24 @@ class Trace:
 
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the module inside ``DataParallel``, its distributed kin, or ``torch.compile``."""
-    while True:
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            inner = model.module
-        else:
-            inner = getattr(model, "_orig_mod", None)
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
+    # Exactly these types: a subclass may compute something else.
+    wrappers: dict[type, str] = {
+        nn.DataParallel: "module",
+        nn.parallel.DistributedDataParallel: "module",
+        torch._dynamo.OptimizedModule: "_orig_mod",
+    }
+    while type(model) in wrappers:
+        if _has_hooks(model):
+            raise UnsupportedModelError(
+                f"the {type(model).__name__} around the model has hooks, which would be lost; "
+                "pass the model inside, or put the hooks on it"
+            )
+        model = getattr(model, wrappers[type(model)])
+    return model
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def trace(model: nn.Module, example_input: Tensor | None = None) -> Trace:
@@ -98,6 +113,10 @@ def _refuse_opaque(model: nn.Module) -> None:
                 f"module {type(module).__name__}; pass the model as it was before quantisation"
             )
     tensors = [*model.parameters(), *model.buffers()]
+    if any(nn.parameter.is_lazy(t) for t in tensors):
+        raise UnsupportedModelError(
+            "the model has lazy modules that have not seen an input yet; call it once first"
+        )
     if any(t.is_meta for t in tensors):
         raise UnsupportedModelError(
             "the model's tensors are on the meta device and hold no values; load its weights first"
@@ -113,12 +132,19 @@ def _split_prefix(model: nn.Module) -> tuple[nn.Module | None, nn.Module]:
     # What stands in front of the first convolution often checks its input with
     # Python code that cannot be traced (torchvision's Normalize does), and need
     # not be: it runs as it is.
-    if type(model) is not nn.Sequential:
+    if type(model) is not nn.Sequential or _has_hooks(model):
         return None, model
     children = list(model)
     first = next((i for i, c in enumerate(children) if _first_convolution(c) is not None), 0)
     if first == 0:
         return None, model
+    for name, module in model[:first].named_modules():
+        stateful = nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd
+        if module.training and isinstance(module, stateful):
+            raise UnsupportedModelError(
+                f"{name}: expected eval mode, found {type(module).__name__} in training mode; "
+                "call model.eval() first"
+            )
     prefix = copy.deepcopy(model[:first]).requires_grad_(False)
     return prefix, model[first] if first == len(children) - 1 else model[first:]
 
@@ -149,12 +175,13 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     shapes[example] = dict.fromkeys((0, 2, 3), auto) if example.dim() == 4 else {0: auto}
     try:
         # A model that was compiled inside is traced through; gradients are off, so that a
-        # no_grad() inside the model leaves no mark in the graph; and height and width
-        # stay apart when the example is square.
+        # no_grad() inside the model leaves no mark in the graph; height and width stay
+        # apart when the example is square; and code that asks whether a size is 1 is seen.
         with (
             torch.compiler.set_stance("force_eager"),
             torch.no_grad(),
-            _config.patch(use_duck_shape=False),  # type: ignore[attr-defined]
+            _lock,
+            _config.patch(use_duck_shape=False, backed_size_oblivious=True),  # type: ignore[attr-defined]
             _quiet(),
         ):
             return torch.export.export(
@@ -173,14 +200,17 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    # torch.export logs a failed attempt in full, and a failure here is reported once, by us.
-    logger = logging.getLogger("torch")
-    before = logger.disabled
-    logger.disabled = True
+    # torch.export logs and prints a failed attempt in full; here it is reported once, by us.
+    names = [n for n in logging.root.manager.loggerDict if n.partition(".")[0] == "torch"]
+    loud = [logger for logger in map(logging.getLogger, names) if not logger.disabled]
+    for logger in loud:
+        logger.disabled = True
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
-        logger.disabled = before
+        for logger in loud:
+            logger.disabled = False
 
 
 def _finish(
