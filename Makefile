@@ -44,10 +44,6 @@ typecheck: $(READY) ## Check types (mypy)
 	CONVMIXER_FAST_EXT=0 $(BIN)/pip install -q --no-deps --no-build-isolation --target build/typecheck .
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p convmixer_fast
 
-.PHONY: build
-build: $(READY) ## Compile the extension again after a change in csrc/
-	CONVMIXER_FAST_EXT=1 $(BIN)/pip install -q --no-deps --no-build-isolation -e .
-
 .PHONY: train
 train: $(READY) ## Train the digits model that ships with the package again
 	$(BIN)/python examples/train_digits.py --output convmixer_fast/data/digits.safetensors

@@ -21,14 +21,6 @@ from convmixer_fast.errors import BackendUnavailableError
 
 __all__ = ["BACKENDS", "BackendStatus", "backend_info", "launcher", "resolve", "why_not"]
 
-BACKENDS = ("triton", "cpu", "reference")
-"""The backends in the order in which ``"auto"`` tries them."""
-
-_LAUNCHERS = {
-    "triton": ("convmixer_fast.kernels", "triton"),
-    "cpu": ("convmixer_fast.cpu", "cpu"),
-    "reference": ("convmixer_fast.reference", "ref"),
-}
 _FUSED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -54,12 +46,13 @@ def why_not(backend: str, device: torch.device, dtype: torch.dtype) -> str | Non
     Raises:
         ValueError: there is no backend of that name.
     """
-    _check_name(backend)
-    if backend == "reference":
-        return None
-    if dtype not in _FUSED_DTYPES:
+    if backend not in _BACKENDS:
+        raise ValueError(
+            f"backend must be 'auto' or one of {', '.join(map(repr, BACKENDS))}, got {backend!r}"
+        )
+    if backend != "reference" and dtype not in _FUSED_DTYPES:
         return f"{dtype} is not supported; use float32, float16 or bfloat16"
-    return _cpu_why_not(device) if backend == "cpu" else _triton_why_not(device)
+    return _BACKENDS[backend].why_not(device)
 
 
 def resolve(backend: str, device: torch.device, dtype: torch.dtype) -> str:
@@ -89,8 +82,9 @@ def resolve(backend: str, device: torch.device, dtype: torch.dtype) -> str:
 
 def launcher(op: str, backend: str) -> Callable[..., Tensor]:
     """Return the function with which ``backend`` (already resolved) runs ``op``."""
-    module, suffix = _LAUNCHERS[backend]
-    function: Callable[..., Tensor] = getattr(importlib.import_module(module), f"{op}_{suffix}")
+    row = _BACKENDS[backend]
+    module = importlib.import_module(row.module)
+    function: Callable[..., Tensor] = getattr(module, f"{op}_{row.suffix}")
     return function
 
 
@@ -99,27 +93,15 @@ def backend_info() -> tuple[BackendStatus, ...]:
 
     This queries CUDA, and loads the compiled extension, when called.
     """
-    return (
-        _triton_status(),
-        _cpu_status(),
-        BackendStatus("reference", True, "plain PyTorch, any device"),
-    )
-
-
-def extension() -> ModuleType | None:
-    """Return the compiled extension, or None where it was not built.
-
-    One that was built but fails to load is reported in a ``RuntimeWarning``.
-    """
-    return _load_extension()[0]
+    return tuple(row.status() for row in _BACKENDS.values())
 
 
 @cache
 def _load_extension() -> tuple[ModuleType | None, str]:
     if importlib.util.find_spec("convmixer_fast._C") is None:
         return None, (
-            "the compiled extension convmixer_fast._C was not built; reinstall with a C++17 "
-            "compiler and CONVMIXER_FAST_EXT=1 to see why"
+            "the compiled extension convmixer_fast._C was not built: CONVMIXER_FAST_EXT was 0, or "
+            "compiling failed; reinstall with CONVMIXER_FAST_EXT=1 to build it or see why not"
         )
     try:
         return importlib.import_module("convmixer_fast._C"), ""
@@ -139,13 +121,6 @@ def _triton_missing() -> str | None:
 def _interpreting() -> bool:
     # Triton's own switch, read the way Triton reads it.
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
-
-
-def _check_name(backend: str) -> None:
-    if backend not in BACKENDS:
-        raise ValueError(
-            f"backend must be 'auto' or one of {', '.join(map(repr, BACKENDS))}, got {backend!r}"
-        )
 
 
 def _cpu_why_not(device: torch.device) -> str | None:
@@ -201,3 +176,29 @@ def _triton_status() -> BackendStatus:
     if not live:
         return BackendStatus("triton", False, "; ".join(r for r in reasons if r is not None))
     return BackendStatus("triton", True, ", ".join(live))
+
+
+def _reference_status() -> BackendStatus:
+    return BackendStatus("reference", True, "plain PyTorch, any device")
+
+
+@dataclass(frozen=True)
+class _Backend:
+    module: str
+    """Where its launchers are."""
+    suffix: str
+    """What their names end with, after the op's."""
+    why_not: Callable[[torch.device], str | None]
+    """Says why it cannot run tensors on a device; None when it can."""
+    status: Callable[[], BackendStatus]
+
+
+_BACKENDS = {
+    "triton": _Backend("convmixer_fast.kernels", "triton", _triton_why_not, _triton_status),
+    "cpu": _Backend("convmixer_fast.cpu", "cpu", _cpu_why_not, _cpu_status),
+    "reference": _Backend(
+        "convmixer_fast.reference", "ref", lambda device: None, _reference_status
+    ),
+}
+BACKENDS = tuple(_BACKENDS)
+"""The backends in the order in which ``"auto"`` tries them."""

@@ -145,8 +145,14 @@ def build(
             f"{path}: the activation of this ConvMixer ({_describe(checkpoint.architecture)}) "
             f"cannot be read from its weights; pass activation= (one of {known})"
         )
-    if activation not in ACTIVATION_LAYERS:
-        raise ValueError(f"activation must be one of {known}, got {activation!r}")
+    known_activation = checkpoint.architecture.activation
+    if known_activation and activation != known_activation:
+        _log.warning(
+            "%s: the activation is %s, as asked, although the checkpoint's is %s",
+            path,
+            activation,
+            known_activation,
+        )
     architecture = replace(checkpoint.architecture, activation=activation)
     if global_pool is not None:
         architecture = replace(architecture, global_pool=global_pool)
@@ -208,7 +214,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path}: refused: it is no PyTorch checkpoint, or holds Python objects beside "
             "tensors, which could run code; save model.state_dict() alone, or as .safetensors "
-            f"({_first_line(error)})"
+            f"({type(error).__name__})"
         ) from error
     except (RuntimeError, EOFError, KeyError, ValueError, OSError, UnicodeDecodeError) as error:
         raise CheckpointError(

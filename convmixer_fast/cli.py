@@ -12,6 +12,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 from torch import nn
@@ -59,8 +60,10 @@ def main() -> None:
     try:
         app()
     except (ConvMixerFastError, ValueError, TypeError, OSError) as error:
-        _err.print(f"[bold red]error:[/] {type(error).__name__}: ", end="")
-        _err.print(str(error), markup=False, highlight=False)
+        kind = type(error).__name__
+        _err.print(
+            f"[bold red]error:[/] {kind}: {escape(str(error))}", highlight=False, soft_wrap=True
+        )
         sys.exit(2)
 
 
@@ -85,10 +88,10 @@ def info(
         versions = {"convmixer_fast": __version__, "torch": torch.__version__}
         print(json.dumps({**versions, "backends": [asdict(row) for row in rows]}, indent=2))
         return
-    _out.print(f"convmixer_fast {__version__}, torch {torch.__version__}")
+    _out.print(f"convmixer_fast {__version__}, torch {torch.__version__}", highlight=False)
     table = Table("backend", "live", "detail")
     for row in rows:
-        table.add_row(row.name, "[green]yes[/]" if row.live else "[red]no[/]", row.detail)
+        table.add_row(row.name, "[green]yes[/]" if row.live else "[red]no[/]", escape(row.detail))
     _out.print(table)
 
 
@@ -134,10 +137,15 @@ def verify_command(
         _sizes(sizes) if sizes else [(4 * patch, 4 * patch), (5 * patch + 1, 3 * patch), (224, 224)]
     )
     shapes = [(batch, channels, *size) for size in hw]
-    _out.print(f"{model}: {'trained' if trained else 'random'} weights, backend {backend}")
+    for height, width in hw:
+        if min(height, width) < patch:
+            raise ValueError(
+                f"a size of {height}x{width} is smaller than a patch of {patch} pixels"
+            )
+    _out.print(f"{escape(model)}: {'trained' if trained else 'random'} weights, backend {backend}")
     table = Table("dtype", "images", "original's error", "optimized's error", "result")
     failures = 0
-    with Progress(console=_err, transient=True) as progress:
+    with _progress() as progress:
         task = progress.add_task("comparing with float64", total=len(chosen) * len(shapes))
         for row in verify(source, shapes, chosen, backend):
             failures += not row.passed
@@ -150,7 +158,11 @@ def verify_command(
             )
             progress.advance(task)
     _out.print(table)
-    _out.print("Errors: largest difference from the float64 original over its largest output.")
+    _out.print(
+        "Errors: largest difference from the float64 original over its largest output. An optimized "
+        "model passes if its error is at most twice the original's in the same dtype, or a few units "
+        "in the last place, and within the dtype's limit."
+    )
     if failures:
         raise typer.Exit(1)
 
@@ -195,18 +207,33 @@ def predict(
     names = _labels(labels, contents.metadata, fast.num_classes)
     files = find_images(images)
     bad = 0
-    with Progress(console=_err, transient=True) as progress:
+    with _progress() as progress:
         task = progress.add_task("classifying", total=len(files))
         for path, result in predict_files(fast, files, prepare, batch):
             if isinstance(result, OSError):
                 bad += 1
-                _err.print(f"skipped {path}: {result}", markup=False, highlight=False)
+                _err.print(
+                    f"skipped {path}: {result}", markup=False, highlight=False, soft_wrap=True
+                )
             else:
                 _print_prediction(path, result, names, top, as_json)
             progress.advance(task)
     if bad:
         _err.print(f"{bad} of {len(files)} images could not be read")
         raise typer.Exit(1)
+
+
+def _progress() -> Progress:
+    # Standard output stays what it is, also while the bar is shown: it may be a file. Where
+    # both go to one terminal, results take the bar's place.
+    shown = _err.is_terminal and not sys.stdout.isatty()
+    return Progress(
+        console=_err,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        disable=not shown,
+    )
 
 
 def _print_prediction(
@@ -260,9 +287,14 @@ def _model(name: str, activation: str | None, pretrained: bool) -> tuple[nn.Modu
         import timm
     except (ImportError, RuntimeError) as error:
         known = ", ".join(PUBLISHED)
+        remedy = (
+            "pip install 'convmixer-fast[timm]'"
+            if isinstance(error, ImportError)
+            else "the torchvision installed does not belong to this build of PyTorch"
+        )
         raise ValueError(
             f"{name!r} is no file, no dim/depth/kernel/patch and none of {known}, and timm, which "
-            f"might know it, cannot be imported ({error}); pip install 'convmixer-fast[timm]'"
+            f"might know it, cannot be imported ({error}): {remedy}"
         ) from error
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained)

@@ -52,7 +52,8 @@ def load_image(path: str | Path, preprocessing: Preprocessing, in_chans: int = 3
     for name in ("mean", "std"):
         values = getattr(preprocessing, name)
         if len(values) not in (1, in_chans):
-            raise ValueError(f"{name} must have 1 or {in_chans} values, got {len(values)}")
+            wanted = "1 value" if in_chans == 1 else f"1 or {in_chans} values"
+            raise ValueError(f"{name} must have {wanted}, got {len(values)}")
     try:
         with Image.open(path) as file:
             if file.mode.startswith(("I", "F")):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from convmixer_fast import backends
+from convmixer_fast.errors import UnsupportedModelError
 from convmixer_fast.folding import fold
 from convmixer_fast.fused import FusedConvMixer
 from convmixer_fast.recognize import recognize
@@ -43,6 +44,8 @@ def optimize(
             (N, C, H, W).
         BackendUnavailableError: the backend named cannot run here.
     """
+    if isinstance(unwrap(model), FusedConvMixer):
+        raise UnsupportedModelError("the model is optimized already; pass the one it was made from")
     # Not inference tensors, even when called under inference_mode().
     with torch.inference_mode(False), torch.no_grad():
         folded = fold(recognize(model, example_input), dtype)

@@ -52,7 +52,14 @@ class Architecture:
     global_pool: str = "avg"
 
     def build(self) -> ConvMixer:
-        """Return the reference model of this architecture, newly initialised, in eval mode."""
+        """Return the reference model of this architecture, newly initialised, in eval mode.
+
+        Raises:
+            ValueError: ``activation`` is none of :data:`ACTIVATION_LAYERS`, or a size is wrong.
+        """
+        if self.activation not in ACTIVATION_LAYERS:
+            known = ", ".join(map(repr, ACTIVATION_LAYERS))
+            raise ValueError(f"activation must be one of {known}, got {self.activation!r}")
         return ConvMixer(
             self.dim,
             self.depth,

@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -352,6 +353,11 @@ def test_bad_input_is_named(fast, make, error, message):
         fast(make())
 
 
+def test_an_optimized_model_is_not_optimized_again(fast):
+    with pytest.raises(UnsupportedModelError, match="is optimized already"):
+        optimize(fast)
+
+
 def test_backend_names(model):
     with pytest.raises(ValueError, match="backend must be 'auto' or one of.*got 'gpu'"):
         optimize(model, backend="gpu")
@@ -366,7 +372,8 @@ def test_a_named_backend_runs_or_raises(model, monkeypatch):
 
 
 def test_the_user_is_told_when_nothing_fast_is_live(model, monkeypatch):
-    monkeypatch.setattr(backends, "_cpu_why_not", lambda device: "not built")
+    broken = replace(backends._BACKENDS["cpu"], why_not=lambda device: "not built")
+    monkeypatch.setitem(backends._BACKENDS, "cpu", broken)
     with pytest.warns(RuntimeWarning, match="no fast backend.*plain PyTorch.*cpu: not built"):
         optimize(model)
 

@@ -1,5 +1,4 @@
-// The fused ops on raw float32 tensors, contiguous NCHW. They check nothing but what would
-// read or write out of bounds.
+// The fused ops on raw float32 tensors, contiguous NCHW. They check nothing: bindings.cpp does.
 #pragma once
 
 #include <cstdint>
