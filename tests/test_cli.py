@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,6 +128,8 @@ def test_verify_fails_on_a_wrong_result(run, monkeypatch):
     [
         (("verify", "nothing_such"), "'nothing_such' is no file"),
         (("verify", "8/1/3/2", "--sizes", "12"), "sizes must be like 224x224,56x70"),
+        (("verify", "8/1/3/2", "--sizes", "1x9"), "a size of 1x9 is smaller than a patch of 2"),
+        (("verify", "8/1/3/2", "--activation", "silu"), "activation must be one of 'gelu'"),
         (("verify", "8/1/3/2", "--dtypes", "int8"), "dtypes must be of float32"),
         (("verify", "8/1/3/2", "--backend", "gpu"), "backend must be 'auto' or one of"),
         (
@@ -151,6 +154,36 @@ def test_predict(run, checkpoint, pictures):
     ]
     assert len(lines) == 9
     assert any(name in out for name in ("cat", "dog", "cow"))
+
+
+def test_verify_takes_the_packaged_model(run):
+    digits = Path(cli.__file__).parent / "data" / "digits.safetensors"
+    code, out, _ = run("verify", digits, "--sizes", "8x8,9x13", "--batch", 64)
+    assert code == 0
+    assert "trained weights" in out.replace("\n", " ")
+
+
+def test_results_go_to_a_file_while_errors_go_to_a_terminal(checkpoint, pictures, tmp_path):
+    """With a terminal on standard error, where a progress bar is shown."""
+    import os
+    import pty
+
+    leader, terminal = pty.openpty()
+    with open(tmp_path / "out", "w+") as out:
+        command = [sys.executable, "-m", "convmixer_fast", "predict", pictures, "-c", checkpoint]
+        done = subprocess.run([*command, "--json"], stdout=out, stderr=terminal, check=False)
+        out.seek(0)
+        lines = out.read().splitlines()
+    os.close(terminal)
+    os.close(leader)
+    assert done.returncode == 0
+    assert [Path(json.loads(line)["image"]).name for line in lines] == ["a.png", "b.jpg", "c.bmp"]
+
+
+def test_predict_warns_of_another_activation(run, checkpoint, pictures, caplog):
+    code, _, _ = run("predict", pictures, "-c", checkpoint, "--activation", "gelu")
+    assert code == 0
+    assert "the activation is gelu, as asked, although the checkpoint's is relu" in caplog.text
 
 
 def test_predict_is_the_model_on_prepared_pixels(run, checkpoint, pictures):

@@ -7,6 +7,7 @@ from torch import nn
 from convmixer_fast import ConvMixer
 from convmixer_fast.randomize import randomize
 from convmixer_fast.verify import Comparison, relative_error, verify
+from convmixer_fast.verify import passed as accepts
 
 NAN = float("nan")
 
@@ -44,14 +45,23 @@ def test_relative_error(found, truth, error):
     ],
 )
 def test_what_passes(original, optimized, passed):
-    assert Comparison(torch.float32, (1,), original, optimized).passed == passed
+    assert accepts([Comparison(torch.float32, (1,), original, optimized)]) == passed
+
+
+def test_the_worst_of_several_decides():
+    def row(original, optimized):
+        return Comparison(torch.float32, (1,), original, optimized)
+
+    assert accepts([row(5e-6, 1e-6), row(1e-6, 8e-6)])
+    assert not accepts([row(1e-6, 1e-6), row(1e-6, 8e-6)])
+    assert not accepts([row(5e-6, NAN), row(1e-6, 1e-6)])
 
 
 def test_a_model_of_nan_fails():
     model = randomize(ConvMixer(8, 1, kernel_size=3, patch_size=2, num_classes=3))
-    assert all(row.passed for row in verify(model, [(1, 3, 8, 8)]))
+    assert all(accepts([row]) for row in verify(model, [(16, 3, 8, 8)]))
     nn.init.constant_(model.head.bias, NAN)
-    assert not any(row.passed for row in verify(model, [(1, 3, 8, 8)]))
+    assert not any(accepts([row]) for row in verify(model, [(16, 3, 8, 8)]))
 
 
 @pytest.mark.parametrize("allowed", [True, False])
