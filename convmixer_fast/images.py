@@ -62,8 +62,10 @@ def load_image(path: str | Path, preprocessing: Preprocessing, in_chans: int = 3
                     "Pillow would clip; convert it to 8 bits first"
                 )
             image = file.convert(_MODES[in_chans])
-    except (SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError) as error:
-        # What Pillow's readers raise on damaged files besides OSError.
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+        # All that Pillow's readers raise on damaged files.
+        raise OSError(f"cannot read the image {path}: {error}") from error
+    except Image.DecompressionBombError as error:
         raise OSError(f"cannot read the image {path}: {error}") from error
     return to_input(crop(image, preprocessing), preprocessing)
 

@@ -142,7 +142,7 @@ def test_truncated(source, tmp_path, suffix, kept):
     (save_file if suffix == ".safetensors" else torch.save)(source.state_dict(), path)
     size = path.stat().st_size
     os.truncate(path, int(size * kept) if isinstance(kept, float) else kept)
-    with pytest.raises(CheckpointError, match=r"model\.(pth|safetensors): "):
+    with pytest.raises(CheckpointError, match=r"model\.(pth|safetensors): (not a whole|refused)"):
         load(path, activation="gelu")
 
 
@@ -181,6 +181,20 @@ def test_what_is_no_convmixer(source, path, change, message):
     change(state)
     torch.save(state, path)
     with pytest.raises(CheckpointError, match=message):
+        load(path, activation="gelu")
+
+
+def test_two_names_of_one_tensor(path):
+    state = locuslab(8, 1, 3, 2).state_dict()
+    state["7.weight"] = state["6.weight"]
+    torch.save(state, path)
+    with pytest.raises(CheckpointError, match="several of its tensors have one meaning"):
+        load(path, activation="gelu")
+
+
+def test_integer_weights(source, path):
+    torch.save({name: t.to(torch.int8) for name, t in source.state_dict().items()}, path)
+    with pytest.raises(CheckpointError, match=r"floating-point weights, found torch\.int8"):
         load(path, activation="gelu")
 
 

@@ -69,8 +69,30 @@ def test_bad_files_are_os_errors(picture, tmp_path, damage):
                 "corrupt": content[:60] + b"\0" * 40 + content[100:],
             }[damage]
         )
-    with pytest.raises(OSError, match=r"."):
+    with pytest.raises(OSError, match=r"cannot read the image .*bad\.png"):
         images.load_image(path, Preprocessing())
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_pixels_of_more_than_8_bits_are_refused(tmp_path, mode):
+    path = tmp_path / "deep.tiff"
+    Image.new(mode, (9, 9)).save(path)
+    with pytest.raises(OSError, match=rf"cannot read .*mode {mode}.*convert it to 8 bits"):
+        images.load_image(path, Preprocessing())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": 0}, "image_size must be at least 1 pixel, got 0"),
+        ({"crop_pct": 0.0}, "crop_pct must be above 0 and at most 1, got 0"),
+        ({"crop_pct": 1.5}, "crop_pct must be above 0 and at most 1, got 1.5"),
+        ({"std": (0.0,)}, "std must be above 0"),
+    ],
+)
+def test_impossible_preprocessing(options, message):
+    with pytest.raises(ValueError, match=message):
+        Preprocessing(**options)
 
 
 def test_a_decompression_bomb_is_an_os_error(picture, monkeypatch):
@@ -108,6 +130,13 @@ def test_labels_with_gaps(tmp_path):
     path = tmp_path / "labels.json"
     path.write_text('{"0": "cat", "2": "dog"}')
     with pytest.raises(ValueError, match="expected the keys 0, 1, 2 ..., '1' is missing"):
+        images.read_labels(path)
+
+
+def test_broken_labels(tmp_path):
+    path = tmp_path / "labels.json"
+    path.write_text("[1, 2")
+    with pytest.raises(ValueError, match=r"labels\.json: the labels are broken JSON"):
         images.read_labels(path)
 
 

@@ -96,6 +96,12 @@ def test_sizes_must_be_positive(name):
         ConvMixer(**{"dim": 8, "depth": 1, name: 0})
 
 
+@pytest.mark.parametrize("name", ["depth", "num_classes"])
+def test_numbers_must_not_be_negative(name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 0, got -1"):
+        ConvMixer(**{"dim": 8, "depth": 1, name: -1})
+
+
 def test_unknown_pooling():
     with pytest.raises(ValueError, match="global_pool must be one of 'avg'.*got 'mean'"):
         GlobalPool("mean")

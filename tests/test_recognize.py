@@ -279,6 +279,64 @@ def test_refuses_other_networks(name):
         recognize(timm_model(name))
 
 
+class _Functional(nn.Module):
+    """What is built by a function of its own parameters."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 3, 2, 2))
+        self.norm = nn.BatchNorm2d(8)
+        self.function = forward
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (
+            lambda m, x: F.conv2d(torch.ones(1, 3, 4, 4), m.weight).mean() + x,
+            "expected a patch convolution .*found no convolution that depends on the image",
+        ),
+        (
+            lambda m, x: F.conv_transpose2d(x, m.weight.transpose(0, 1)),
+            r"stem .*expected a patch convolution .*found a conv_transpose2d",
+        ),
+        (
+            lambda m, x: F.conv2d(x, m.weight * x.mean(), stride=2),
+            "expected constant weights, found weights that depend on the image",
+        ),
+        (
+            lambda m, x: (F.conv2d(x, m.weight, stride=2), x * 0)[1],
+            "expected an activation .*found nothing",
+        ),
+        (
+            lambda m, x: F.conv2d(x[0], m.weight, stride=2),
+            "expected|could not be traced",
+        ),
+    ],
+    ids=["constant", "transposed", "dynamic", "unused", "unbatched"],
+)
+def test_refuses_what_functions_compute(forward, message):
+    with pytest.raises(UnsupportedModelError, match=message):
+        recognize(_Functional(forward).eval())
+
+
+def test_refuses_a_head_that_uses_a_layers_inside():
+    class Taps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = locuslab(8, 2, 3, 2)
+
+        def forward(self, x):
+            stem = self.model[:3](x)
+            return self.model[5:](self.model[4](self.model[3](stem))), stem.shape[1] * stem.mean()
+
+    with pytest.raises(UnsupportedModelError, match="input to be used by that layer alone"):
+        recognize(randomize(Taps()))
+
+
 def test_refuses_what_is_no_module():
     with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got function"):
         optimize(F.relu)
