@@ -166,6 +166,11 @@ def run(
         output.parent.mkdir(parents=True, exist_ok=True)
         draw(report, digits, photo)
     console.print(_timing_table(timings))
+    if any(timing.spread > 1.5 for timing in timings.values()):
+        console.print(
+            "[yellow]The times vary by more than half: the machine is doing other work too, and "
+            "these ratios mean little. Run the demo again when it is idle.[/yellow]"
+        )
     console.print(f"wrote {escape(str(output))}")
     return report
 

@@ -29,6 +29,15 @@ __all__ = [
 ]
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+# All that Pillow's readers raise on damaged files.
+_UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    MemoryError,
+    Image.DecompressionBombError,
+)
 _SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 
 
@@ -62,10 +71,7 @@ def load_image(path: str | Path, preprocessing: Preprocessing, in_chans: int = 3
                     "Pillow would clip; convert it to 8 bits first"
                 )
             image = file.convert(_MODES[in_chans])
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
-        # All that Pillow's readers raise on damaged files.
-        raise OSError(f"cannot read the image {path}: {error}") from error
-    except Image.DecompressionBombError as error:
+    except _UNREADABLE as error:
         raise OSError(f"cannot read the image {path}: {error}") from error
     return to_input(crop(image, preprocessing), preprocessing)
 

@@ -1,7 +1,8 @@
 """Timing of several callables against each other, interleaved.
 
 One round calls every candidate once, in turn (A B C A B C ...), so that a machine
-that slows down, or is shared, slows all of them and leaves their ratios alone.
+that slows down for a while is likely to slow all of them. A burst of other work can
+still hit one of them alone: look at the spread (:meth:`Timings.spread`) too.
 """
 
 import statistics
@@ -46,6 +47,11 @@ class Timings:
         below = int(position)
         above = min(below + 1, len(times) - 1)
         return times[below] + (position - below) * (times[above] - times[below])
+
+    @property
+    def spread(self) -> float:
+        """How much the times of one candidate vary at worst: quantile 0.8 over quantile 0.2."""
+        return max(self.quantile(name, 0.8) / self.quantile(name, 0.2) for name in self.seconds)
 
     def ratio(self, baseline: str, candidate: str) -> float:
         """Return the median of ``baseline`` over that of ``candidate``: how much faster it is."""

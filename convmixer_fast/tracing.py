@@ -180,6 +180,8 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
         with (
             torch.compiler.set_stance("force_eager"),
             torch.no_grad(),
+            # Tensors made in inference mode can be traced in it alone, others better outside.
+            torch.inference_mode(any(p.is_inference() for p in model.parameters())),
             _lock,
             _config.patch(use_duck_shape=False, backed_size_oblivious=True),  # type: ignore[attr-defined]
             _quiet(),

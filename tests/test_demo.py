@@ -53,6 +53,7 @@ def test_interleave_alternates_and_leaves_the_warmup_out():
     assert timings.rounds == 3
     assert timings.medians == {"a": 2, "b": 1}
     assert timings.ratio("a", "b") == 2
+    assert timings.spread == pytest.approx(2.6 / 1.4)
 
 
 def test_interleave_wakes_a_candidate_after_a_pause(monkeypatch):

@@ -353,6 +353,20 @@ def test_optimized_under_inference_mode():
     fast.load_state_dict(fast.state_dict())
 
 
+def test_a_model_made_under_inference_mode():
+    with torch.inference_mode():
+        model = randomize(nn.Sequential(Normalize(), locuslab(8, 1, 3, 2)))
+        inside = optimize(model)
+    outside = optimize(model)
+    x = torch.randn(2, 3, 9, 12)
+    with torch.inference_mode():
+        truth = model(x)
+    for fast in (inside, outside):
+        assert not any(p.is_inference() for p in fast.parameters())
+        with torch.no_grad():
+            torch.testing.assert_close(fast(x), truth, rtol=2e-5, atol=2e-5)
+
+
 def test_lazy_modules_and_several_devices_are_refused():
     with pytest.raises(UnsupportedModelError, match="lazy modules that have not seen an input"):
         recognize(nn.Sequential(nn.LazyConv2d(8, 2, 2), *list(locuslab(8, 1, 3, 2))[1:]).eval())
