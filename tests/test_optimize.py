@@ -162,7 +162,8 @@ def test_grad_modes(fast, model, x, mode):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast(fast, model, x, dtype):
+def test_autocast(fast, model, dtype):
+    x = torch.randn(32, 3, 30, 37)
     with torch.no_grad(), torch.autocast("cpu", dtype):
         ours, theirs = fast(x), model(x)
     assert ours.dtype == theirs.dtype == dtype
@@ -199,7 +200,7 @@ def test_float64_is_exact(model, x):
 
 
 def test_dtype_must_be_floating(model):
-    with pytest.raises(TypeError, match=r"floating-point type, got torch\.int8"):
+    with pytest.raises(TypeError, match=r"must be one of .*got torch\.int8"):
         optimize(model, dtype=torch.int8)
 
 

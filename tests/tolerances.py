@@ -24,11 +24,13 @@ TOL: dict[torch.dtype, dict[str, Any]] = {
     torch.bfloat16: {"rtol": 8e-3, "atol": 1e-3},
 }
 
-# Whole models, two layers: largest difference from the float64 model with unrounded weights,
-# over its largest output. Interpreted, worst of the published architectures: float32 4.8e-7
-# (margin 4), float16 3.8e-4 (margin 2), bfloat16 6.7e-3 (margin 2; the interpreter truncates).
+# Whole models: largest difference from the float64 model with unrounded weights, over its largest
+# output. Interpreted, worst of tests/test_triton_models.py: float32 2.4e-7 (margin 4), float16
+# 8.6e-4 (margin 2; eager's own 8.7e-4), bfloat16 2.6e-2 (margin 1.5; eager's own 7.8e-3: the
+# interpreter truncates to bfloat16 instead of rounding, always towards 0, and layers add up).
+# On a device an error is besides held to twice eager's.
 MODEL_TOL: dict[torch.dtype, float] = {
-    torch.float32: 2e-6,
-    torch.float16: 8e-4,
-    torch.bfloat16: 1.4e-2,
+    torch.float32: 1e-6,
+    torch.float16: 1.7e-3,
+    torch.bfloat16: 4e-2,
 }
