@@ -6,12 +6,14 @@ part of the graph between two values.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
+
+from convmixer_fast.errors import UnsupportedModelError
 
 __all__ = [
     "Dataflow",
@@ -21,6 +23,7 @@ __all__ = [
     "extract",
     "needs",
     "op_name",
+    "refuse",
     "where",
 ]
 
@@ -59,6 +62,13 @@ def where(node: fx.Node) -> str:
     # Exported names of the modules of a Sequential can carry torch.export's own prefix.
     path = paths[-1].removeprefix("L['self'].") if paths else ""
     return path or "the model's forward"
+
+
+def refuse(place: str, expected: str, found: str, remedy: str = "") -> NoReturn:
+    """Raise the ``UnsupportedModelError`` of a place that differs from a ConvMixer."""
+    raise UnsupportedModelError(
+        f"{place}: expected {expected}, found {found}" + (f"; {remedy}" if remedy else "")
+    )
 
 
 class Dataflow:

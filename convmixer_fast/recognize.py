@@ -13,21 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor, fx, nn
 
 from convmixer_fast.errors import UnsupportedModelError
-from convmixer_fast.graphs import (
-    Dataflow,
-    ancestors,
-    arguments,
-    extract,
-    needs,
-    op_name,
-    where,
-)
-from convmixer_fast.model import POOLS
-from convmixer_fast.spec import BatchNorm, Block, ConvMixerSpec, Head, Layer
+from convmixer_fast.graphs import Dataflow, arguments, op_name, refuse, where
+from convmixer_fast.spec import BatchNorm, Block, ConvMixerSpec, Layer
+from convmixer_fast.surroundings import surroundings
 from convmixer_fast.tracing import trace
 
 __all__ = ["recognize"]
@@ -59,7 +50,9 @@ def recognize(model: nn.Module, example_input: Tensor | None = None) -> ConvMixe
             f"the model's own code fixes the size of its input ({', '.join(fixed)} when traced on "
             "a guessed one, as int(x.shape[i]) does); pass example_input= with the size to be used"
         )
-    head, preprocess = _surroundings(flow, trunk)
+    head, preprocess = surroundings(
+        flow, trunk.stem_conv, trunk.value, trunk.inside, bool(trunk.layers)
+    )
     return ConvMixerSpec(
         stem=trunk.stem,
         layers=tuple(trunk.layers),
@@ -70,27 +63,23 @@ def recognize(model: nn.Module, example_input: Tensor | None = None) -> ConvMixe
     )
 
 
-def _fail(place: str, expected: str, found: str, remedy: str = "") -> NoReturn:
-    raise UnsupportedModelError(
-        f"{place}: expected {expected}, found {found}" + (f"; {remedy}" if remedy else "")
-    )
-
-
 def _refuse_training(flow: Dataflow) -> None:
     for node in flow.nodes:
         name = op_name(node) if node.op == "call_function" else ""
         if name == "batch_norm" and arguments(node)["training"]:
             if arguments(node)["running_mean"] is None:
-                _fail(
+                refuse(
                     where(node),
                     "a BatchNorm with running statistics",
                     "one without (track_running_stats=False), which normalises by the batch",
                 )
-            _fail(where(node), "eval mode", "BatchNorm in training mode", "call model.eval() first")
+            refuse(
+                where(node), "eval mode", "BatchNorm in training mode", "call model.eval() first"
+            )
         if "dropout" in name and arguments(node).get("train"):
-            _fail(where(node), "eval mode", "dropout in training mode", "call model.eval() first")
+            refuse(where(node), "eval mode", "dropout in training mode", "call model.eval() first")
         if name == "wrap_with_autocast":
-            _fail(
+            refuse(
                 where(node),
                 "a model without autocast inside",
                 "torch.autocast in its forward",
@@ -142,7 +131,7 @@ class _Trunk:
         for node in self.flow.nodes:
             if op_name(node) in _CONVOLUTIONS and node in self.flow.depends_on_image:
                 return node
-        _fail("the model", _PATCH, "no convolution that depends on the image")
+        refuse("the model", _PATCH, "no convolution that depends on the image")
 
     def _layer_start(self) -> fx.Node | None:
         """Return the depthwise convolution that starts the next layer, or None at the head."""
@@ -257,7 +246,7 @@ class _Trunk:
         return int(self.value.meta["val"].shape[1])
 
     def _fail(self, node: fx.Node, expected: str, found: str) -> NoReturn:
-        _fail(f"{self._at} ({where(node)})", expected, found)
+        refuse(f"{self._at} ({where(node)})", expected, found)
 
 
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose2d", "convolution")
@@ -319,121 +308,3 @@ def _describe(node: fx.Node) -> str:
         return "the model's output"
     name = op_name(node).rstrip("_")
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name} operation"
-
-
-def _surroundings(flow: Dataflow, trunk: _Trunk) -> tuple[Head | nn.Module, nn.Module | None]:
-    """Return the head, and the graph of what stands before the stem, None where nothing does.
-
-    The latter returns the stem's input, then what else the head takes: the image, or values
-    made of it before the stem. Nothing is computed, or written, twice.
-    """
-    source = trunk.stem_conv.args[0]
-    assert isinstance(source, fx.Node)
-    before = flow.writes(0, flow.order[trunk.stem_conv])
-    head: Head | nn.Module | None = _plain_head(flow, trunk)
-    extras: list[fx.Node] = []
-    if head is None:
-        if not trunk.layers:
-            _fail(
-                f"layer 0 ({where(trunk.value)})",
-                f"{_DEPTHWISE}, or global pooling",
-                "neither after the stem",
-            )
-        head, extras = _source_head(flow, trunk)
-    if source is flow.image and not before and set(extras) <= {flow.image}:
-        return head, None
-    return head, extract(flow, [flow.image], [source, *extras], before)
-
-
-def _outputs(flow: Dataflow) -> list[Any]:
-    return list(flow.nodes[-1].args[0])  # type: ignore[arg-type]
-
-
-def _source_head(flow: Dataflow, trunk: _Trunk) -> tuple[nn.Module, list[fx.Node]]:
-    """Return the head as the source's own graph, and what it takes besides the features."""
-    start = flow.order[trunk.stem_conv]
-    writes = flow.writes(flow.order[trunk.value], len(flow.nodes))
-    outputs = _outputs(flow)
-
-    def is_extra(node: fx.Node) -> bool:
-        # Sizes are computed anew, from the image; tensors made before the stem are handed on.
-        is_tensor = isinstance(node.meta.get("val"), Tensor)
-        return (
-            node in flow.depends_on_image
-            and flow.order[node] < start
-            and (is_tensor or node is flow.image)
-        )
-
-    extras = [node for node in flow.nodes if is_extra(node)]
-    used = needs([trunk.value, *extras], [*outputs, *writes])
-    inside = sorted(used & trunk.inside, key=flow.order.__getitem__)
-    if inside:
-        _fail(
-            where(inside[0]),
-            "a head that uses the last layer's output alone",
-            "one that uses a value inside the layers as well",
-        )
-    # The image is what a head takes where nothing stands before the stem.
-    extras = [node for node in extras if node in used] or [flow.image]
-    structure = flow.program.call_spec.out_spec
-    return extract(flow, [trunk.value, *extras], outputs, writes, structure), extras
-
-
-# What pooling is written with. Anything else may agree with it on random maps alone.
-_POOL_OPERATIONS = frozenset(
-    """adaptive_avg_pool2d adaptive_max_pool2d add amax cat div flatten getitem max mean mul
-    reshape select squeeze sum sym_size unsqueeze view""".split()  # noqa: SIM905
-)
-
-
-def _plain_head(flow: Dataflow, trunk: _Trunk) -> Head | None:
-    """Return the head if it is global pooling and at most one linear layer, else None."""
-    structure = flow.program.call_spec.out_spec
-    start = flow.order[trunk.value]
-    if not (structure is not None and structure.is_leaf()) or flow.writes(start, len(flow.nodes)):
-        return None
-    last = flow.source(_outputs(flow)[0])
-    weight = bias = None
-    if op_name(last) == "linear" and all(map(flow.is_constant, last.args[1:])):
-        given = arguments(last)
-        weight, bias = flow.constant(given["weight"]), flow.constant(given["bias"])
-        last = flow.source(given["input"])
-    features = trunk.value.meta["val"]
-    pooling = needs([trunk.value], [last]) - {trunk.value}
-    plain = all(
-        node.op == "call_function"
-        and (op_name(node) in _POOL_OPERATIONS or flow.is_identity(node))
-        and ancestors(node) >= {trunk.value}
-        for node in pooling
-    )
-    if not plain or last.meta["val"].dtype != features.dtype:
-        return None
-    if weight is not None and weight.dtype != features.dtype:
-        return None
-    kind = _pool_kind(extract(flow, [trunk.value], [last]), features)
-    return None if kind is None else Head(kind, weight, bias)
-
-
-def _pool_kind(pool: nn.Module, features: Tensor) -> str | None:
-    """Return the kind of pooling that ``pool`` computes, by comparing results on random maps.
-
-    The graph holds no weights, so that agreement on maps of several sizes, one of them a
-    single image, tells which of the few kinds it is.
-    """
-    generator = torch.Generator().manual_seed(0)
-    possible = list(POOLS)
-    for n, h, w in ((1, 1, 1), (1, 5, 3), (3, 4, 6)):
-        x = torch.randn(n, features.shape[1], h, w, generator=generator, device="cpu")
-        try:
-            (found,) = pool(x.to(features.device))
-        except (RuntimeError, IndexError, ValueError):
-            return None
-        expected = {kind: POOLS[kind](x) for kind in possible}
-        possible = [
-            kind
-            for kind, value in expected.items()
-            if value.shape == found.shape
-            and value.dtype == found.dtype
-            and torch.allclose(value, found.cpu(), rtol=1e-5, atol=1e-6)
-        ]
-    return possible[0] if possible else None
