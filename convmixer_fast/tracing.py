@@ -179,9 +179,10 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
         # apart when the example is square; and code that asks whether a size is 1 is seen.
         with (
             torch.compiler.set_stance("force_eager"),
-            torch.no_grad(),
             # Tensors made in inference mode can be traced in it alone, others better outside.
+            # Before no_grad(), because leaving inference mode turns gradients on.
             torch.inference_mode(any(p.is_inference() for p in model.parameters())),
+            torch.no_grad(),
             _lock,
             _config.patch(use_duck_shape=False, backed_size_oblivious=True),  # type: ignore[attr-defined]
             _quiet(),
