@@ -22,9 +22,10 @@ from convmixer_fast import (
     optimize,
     recognize,
 )
+from convmixer_fast.published import PUBLISHED
 from convmixer_fast.randomize import randomize
 from convmixer_fast.verify import relative_error
-from tests.timm_models import PUBLISHED, timm_convmixer, timm_model
+from tests.timm_models import timm_convmixer, timm_model
 from tests.tolerances import TOL
 from tests.zoo import VARIATIONS, Trunk
 

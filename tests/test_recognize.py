@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from convmixer_fast import UnsupportedModelError, optimize, recognize
+from convmixer_fast.published import PUBLISHED
 from convmixer_fast.randomize import randomize
 from convmixer_fast.spec import Head, SizeCondition
-from tests.timm_models import PUBLISHED, timm_model
+from tests.timm_models import timm_model
 from tests.zoo import VARIATIONS, LocusResidual, Trunk, locuslab
 
 

@@ -6,8 +6,6 @@ import importlib.util
 import torch
 from torch import nn
 
-PUBLISHED = ("convmixer_768_32", "convmixer_1024_20_ks9_p14", "convmixer_1536_20")
-
 _keep_alive = []
 
 
