@@ -20,8 +20,23 @@ test: $(READY) ## Run every test
 	$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: bench
-bench: $(READY) ## Time eager PyTorch against the optimized model on this machine
-	$(BIN)/python -m benchmarks.bench_model $(ARGS)
+bench: $(READY) ## Time models and ops with every runtime installed: tables, pictures, a report
+	$(BIN)/python -m benchmarks standard $(ARGS)
+
+# The gpu targets use $(PYTHON) as it is: a GPU machine has its own PyTorch, and no network.
+GPU_ARGS = $(if $(OUT),--output $(OUT)) $(if $(REHEARSE),--rehearse)
+
+.PHONY: gpu-check
+gpu-check: ## On a CUDA machine: build, test, benchmark (PART=build|tests|micro|model, OUT=folder)
+	$(PYTHON) -m benchmarks.gpu_check $(PART) $(GPU_ARGS)
+
+.PHONY: gpu-profile
+gpu-profile: ## On a CUDA machine: Nsight Compute's sections for each kernel (OUT=folder)
+	$(PYTHON) -m benchmarks.gpu_profile $(GPU_ARGS)
+
+.PHONY: gpu-sanitize
+gpu-sanitize: ## On a CUDA machine: small shapes under compute-sanitizer
+	$(PYTHON) -m benchmarks.gpu_sanitize $(if $(REHEARSE),--rehearse)
 
 .PHONY: coverage
 coverage: $(READY) ## Run every test and show what they do not reach

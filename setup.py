@@ -101,11 +101,17 @@ def run_quietly(command, **kwargs):
 
 
 setup(
-    packages=["convmixer_fast", "convmixer_fast.kernels", "convmixer_fast.export"],
+    packages=[
+        "convmixer_fast",
+        "convmixer_fast.kernels",
+        "convmixer_fast.export",
+        "convmixer_fast.benchmarks",
+    ],
     package_dir={
         "convmixer_fast": "convmixer_fast",
         "convmixer_fast.kernels": "kernels",
         "convmixer_fast.export": "export",
+        "convmixer_fast.benchmarks": "benchmarks",
     },
     include_package_data=False,  # otherwise the folder data/ is taken for a package
     package_data={"convmixer_fast": ["py.typed", "*.pyi", "data/*"]},

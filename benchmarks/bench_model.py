@@ -1,82 +1,113 @@
-"""End to end: eager PyTorch in both layouts against the optimized model, on this machine.
+"""Whole models, end to end: the published ConvMixers, small ones, and how cost grows.
 
-Candidates take turns, with a pause before each; medians and their ratio are printed. Weights
-are random: the time does not depend on them. On a CUDA device the models run in float16.
+``cases`` are the models that people run, with ViT-B/16 and ResNet-50 of the same PyTorch for
+scale; ``growth`` varies one thing at a time: batch, resolution, width, depth.
 """
 
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+from torch import nn
 
-from convmixer_fast import backends, optimize
-from convmixer_fast.published import PUBLISHED, Architecture
+from convmixer_fast.benchmarks.harness import Settings
+from convmixer_fast.benchmarks.model_cases import (
+    MODELS,
+    SCALE,
+    convmixer_case,
+    named_case,
+    scale_case,
+)
+from convmixer_fast.benchmarks.runs import (
+    BatchesOption,
+    DeviceOption,
+    DtypesOption,
+    FreshOption,
+    OutputOption,
+    ProvidersOption,
+    Run,
+    SecondsOption,
+    batch_sizes,
+    chosen_dtypes,
+    default_device,
+    default_output,
+)
+from convmixer_fast.benchmarks.subjects import Case
+from convmixer_fast.published import Architecture
 from convmixer_fast.randomize import randomize
-from convmixer_fast.timing import Timings, interleave
-from convmixer_fast.verify import LIMITS, relative_error
 
-MODELS = {
-    **{name: (architecture, 224) for name, architecture in PUBLISHED.items()},
-    "cifar_256_8": (Architecture(256, 8, 5, 2, "gelu", num_classes=10), 32),
-}
+__all__ = ["growth"]
+
+
+def growth(
+    dtype: torch.dtype,
+    batches: Sequence[int] = (1, 4, 16, 64),
+    only: Sequence[str] = ("eager", "compile", "onnxruntime", "ours"),
+) -> Iterator[Case]:
+    """Yield the sweep of a 256-wide, 8-deep ConvMixer with kernels of 5 and patches of 2.
+
+    Args:
+        dtype: of weights and images.
+        batches: to sweep at 32 px.
+        only: see :class:`Case`.
+    """
+    base = {"dim": 256, "depth": 8, "image_size": 32, "batch": 1}
+    swept = {
+        "batch": batches,
+        "image_size": (16, 64, 128),
+        "dim": (64, 128, 512),
+        "depth": (2, 4, 16),
+    }
+    points = [base, *({**base, axis: value} for axis in swept for value in swept[axis])]
+    for point in {tuple(point.items()): point for point in points}.values():
+        architecture = Architecture(point["dim"], point["depth"], 5, 2, "gelu", num_classes=10)
+        size = point["image_size"]
+        case = convmixer_case(
+            f"{point['dim']}/{point['depth']}",
+            _random(architecture),
+            (point["batch"], 3, size, size),
+            dtype,
+            labels={"sweep": "growth", "dim": point["dim"], "depth": point["depth"]},
+            only=only,
+        )
+        yield replace(case, seconds_share=0.35)
+
+
+def _random(architecture: Architecture) -> Callable[[], nn.Module]:
+    return lambda: randomize(architecture.build())
 
 
 def main(
-    models: Annotated[list[str] | None, typer.Argument(help="Of: " + ", ".join(MODELS))] = None,
-    batches: Annotated[str, typer.Option(help="Comma-separated.")] = "1,4",
-    seconds: Annotated[float, typer.Option(help="Of timing, for each row.")] = 10.0,
+    models: Annotated[
+        list[str] | None, typer.Argument(help=f"Of {', '.join([*MODELS, *SCALE])}, growth.")
+    ] = None,
+    batches: BatchesOption = "1",
+    dtypes: DtypesOption = "auto",
+    providers: ProvidersOption = None,
+    device: DeviceOption = "auto",
+    seconds: SecondsOption = 20.0,
+    output: OutputOption = None,
+    fresh: FreshOption = False,
 ) -> None:
-    """Time eager PyTorch, in both memory formats, against the optimized model."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
-    backend = backends.resolve("auto", device, dtype)
-    table = Table("model", "batch", "eager", "eager NHWC", "optimized", "ratio to the best eager")
-    rows = [(name, int(batch)) for name in models or MODELS for batch in batches.split(",")]
-    for name, batch in track(rows, "timing", console=Console(stderr=True), transient=True):
-        timings = measure(*MODELS[name], batch, device, dtype, seconds)
-        best = min(timings.ratio(eager, "optimized") for eager in ("eager", "eager NHWC"))
-        times = (f"{1e3 * seconds:.2f} ms" for seconds in timings.medians.values())
-        table.add_row(name, str(batch), *times, f"{best:.2f}")
-    console = Console()
-    console.print(table)
-    where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    console.print(
-        f"medians; {where}, {dtype}, backend {backend}, {torch.get_num_threads()} threads, "
-        f"PyTorch {torch.__version__}"
-    )
-
-
-def measure(
-    architecture: Architecture,
-    image_size: int,
-    batch: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    seconds: float,
-) -> Timings:
-    model = randomize(architecture.build()).to(device, dtype)
-    fast = optimize(model)
-    nhwc = architecture.build().to(device, dtype, memory_format=torch.channels_last)
-    nhwc.load_state_dict(model.state_dict())
-    x = torch.randn(batch, architecture.in_chans, image_size, image_size).to(device, dtype)
-    x_nhwc = x.to(memory_format=torch.channels_last)
-    with torch.inference_mode():
-        error = relative_error(fast(x), model(x))
-        if not error <= LIMITS[dtype]:  # a NaN is not
-            raise RuntimeError(f"the optimized model is wrong: its logits differ by {error:.1e}")
-        return interleave(
-            {
-                "eager": lambda: model(x),
-                "eager NHWC": lambda: nhwc(x_nhwc),
-                "optimized": lambda: fast(x),
-            },
-            budget_s=seconds,
-            pause_s=0.02,
-            device=device,
-        )
+    """Time whole models with every provider."""
+    where = default_device(device)
+    run = Run(where, output or default_output(where), Settings(seconds), fresh)
+    sizes = batch_sizes(batches)
+    cases: list[Case] = []
+    for dtype in chosen_dtypes(dtypes, where):
+        for name in models or [*MODELS, *SCALE]:
+            if name == "growth":
+                cases += growth(dtype)
+            elif name in SCALE:
+                cases += [scale_case(name, batch, dtype) for batch in sizes]
+            elif name in MODELS:
+                cases += [named_case(name, batch, dtype) for batch in sizes]
+            else:
+                known = ", ".join([*MODELS, *SCALE, "growth"])
+                raise typer.BadParameter(f"models must be of {known}, got {name!r}")
+    run.execute("models", cases, providers)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ queries no device and loads no compiled code.
 
 from pathlib import Path as _Path
 
-# In a checkout that is not installed, the sub-packages kernels and export stand
-# beside this folder instead of in it.
+# In a checkout that is not installed, the sub-packages kernels, export and benchmarks
+# stand beside this folder instead of in it.
 if not (_Path(__file__).parent / "kernels").is_dir():
     __path__.append(str(_Path(__file__).parent.parent))
 

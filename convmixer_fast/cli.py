@@ -1,4 +1,4 @@
-"""The command ``convmixer-fast``: info, demo, verify, predict."""
+"""The command ``convmixer-fast``: info, demo, verify, bench, predict."""
 
 import json
 import logging
@@ -164,6 +164,72 @@ def verify_command(
         "units in the last place, and within the dtype's limit."
     )
     if not all(verdicts.values()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A timm name (convmixer_768_32), a checkpoint file, or dim/depth/kernel/patch."
+        ),
+    ] = "convmixer_768_32",
+    batch: Annotated[str, typer.Option(help="Comma-separated numbers of images.")] = "1",
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Side in pixels; by default the checkpoint's, or 224.")
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="float32, float16 or bfloat16; auto: float16 on a GPU.")
+    ] = "auto",
+    device: Annotated[
+        str, typer.Option(help="cuda, cpu, or auto: a GPU if there is one.")
+    ] = "auto",
+    providers: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated, or all; by default all that do not take minutes to build."
+        ),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.0, help="Of timing for each batch size.")] = 20.0,
+    report: Annotated[
+        Path | None, typer.Option(help="Write an HTML page with pictures and tables.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the numbers as JSON and CSV.")
+    ] = None,
+    activation: Activation = None,
+) -> None:
+    """Time a model with every runtime installed: PyTorch, ONNX Runtime, OpenVINO, ours ...
+
+    Every runtime's outputs are compared with float64 first; one that is wrong is named and not
+    timed. They take turns, so that a machine that slows down slows all of them.
+    """
+    # Imported here: nothing else needs any of it.
+    from convmixer_fast.benchmarks import runs
+    from convmixer_fast.benchmarks.harness import Settings
+    from convmixer_fast.benchmarks.model_cases import convmixer_case
+    from convmixer_fast.benchmarks.report import write_report
+
+    source, _ = _model(model, activation, pretrained=False)
+    if image_size is None:
+        is_file = Path(model).is_file()
+        metadata = read_checkpoint(Path(model)).metadata if is_file else {}
+        image_size = preprocessing_from_metadata(metadata).image_size
+    where = runs.default_device(device)
+    name, channels = Path(model).name if Path(model).is_file() else model, _stem_shape(source)[0]
+    cases = [
+        convmixer_case(name, lambda: source, (size, channels, image_size, image_size), kind)
+        for kind in runs.chosen_dtypes(dtype, where)
+        for size in runs.batch_sizes(batch)
+    ]
+    results = runs.Run(where, output, Settings(seconds), fresh=True).execute(
+        "bench", cases, providers
+    )
+    if report is not None:
+        write_report(results, report, f"{name} on {results.environment.device}")
+        _out.print(f"wrote {report}", markup=False, soft_wrap=True)
+    if not any(row.ours and row.status == "ok" for row in results.rows):
         raise typer.Exit(1)
 
 

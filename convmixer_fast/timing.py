@@ -12,7 +12,38 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Timings", "interleave"]
+__all__ = ["Measure", "Timings", "cuda_events", "interleave", "wall_clock"]
+
+Measure = Callable[[Callable[[], object]], float]
+"""Calls its argument once and returns the seconds that this took."""
+
+
+def wall_clock(call: Callable[[], object]) -> float:
+    """Measure ``call`` with the monotonic clock: for what is done when it returns."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def cuda_events(device: torch.device) -> Measure:
+    """Return what measures a call between two events on the current stream of ``device``.
+
+    The time is the device's, from the moment at which it is free to begin: that of the
+    kernels, and of the gaps between them where Python launches too slowly.
+    """
+
+    def measure(call: Callable[[], object]) -> float:
+        with torch.cuda.device(device):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize()
+            start.record()
+            call()
+            end.record()
+            end.synchronize()
+            milliseconds: float = start.elapsed_time(end)
+            return milliseconds / 1e3
+
+    return measure
 
 
 @dataclass(frozen=True)
@@ -64,10 +95,10 @@ def interleave(
     *,
     rounds: int | None = None,
     budget_s: float | None = None,
+    min_rounds: int = 1,
     warmup: int = 3,
     pause_s: float = 0.0,
-    device: torch.device | None = None,
-    clock: Callable[[], float] = time.perf_counter,
+    measure: Measure = wall_clock,
 ) -> Timings:
     """Time ``candidates`` round by round until a number of rounds or a time is reached.
 
@@ -75,14 +106,14 @@ def interleave(
         candidates: what to call, by name, in the order within a round.
         rounds: the number of timed rounds, or the most of them if ``budget_s`` is given too.
         budget_s: seconds after which no further timed round begins; the warm-up is not
-            counted. At least one round is timed.
+            counted.
+        min_rounds: that many are timed even when ``budget_s`` is over.
         warmup: rounds that are run first and not timed.
-        pause_s: seconds of sleep before each timed call, then an untimed one. Libraries keep
-            their threads spinning for a while after a call, in the way of the next
-            candidate; the untimed call wakes the candidate's own.
-        device: where the candidates run. On CUDA the device is synchronised before each
-            reading of the clock, so that a call's time is that of its kernels.
-        clock: returns seconds and never goes back.
+        pause_s: seconds of sleep before each timed call. Libraries keep their threads
+            spinning for a while after a call, in the way of the next candidate. An untimed
+            call follows the sleep and wakes the candidate's own threads, unless its calls
+            take so long (5 pauses) that waking is no part of their time worth speaking of.
+        measure: how a call is timed, in seconds: :func:`wall_clock`, or :func:`cuda_events`.
 
     Raises:
         ValueError: there are no candidates, neither ``rounds`` nor ``budget_s`` is given,
@@ -101,24 +132,22 @@ def interleave(
     if pause_s < 0:
         raise ValueError(f"pause_s must not be negative, got {pause_s}")
 
-    def now() -> float:
-        if device is not None and device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return clock()
+    if min_rounds < 1 or (rounds is not None and min_rounds > rounds):
+        raise ValueError(f"min_rounds must be from 1 to rounds ({rounds}), got {min_rounds}")
 
     for _ in range(warmup):
         for call in candidates.values():
             call()
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    done, began = 0, now()
+    done, began = 0, time.perf_counter()
     while True:
         for name, call in candidates.items():
             if pause_s > 0:
                 time.sleep(pause_s)
-                call()
-            start = now()
-            call()
-            seconds[name].append(now() - start)
+                if not seconds[name] or seconds[name][-1] < 5 * pause_s:
+                    call()
+            seconds[name].append(measure(call))
         done += 1
-        if done == rounds or (budget_s is not None and now() - began >= budget_s):
+        over = budget_s is not None and time.perf_counter() - began >= budget_s
+        if done == rounds or (over and done >= min_rounds):
             return Timings({name: tuple(times) for name, times in seconds.items()})

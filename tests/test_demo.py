@@ -15,7 +15,7 @@ from convmixer_fast import ConvMixer, backends, demo, digits, load, optimize
 from convmixer_fast.checkpoint import read_checkpoint
 from convmixer_fast.errors import MismatchError, MissingDependencyError
 from convmixer_fast.randomize import randomize
-from convmixer_fast.timing import Timings, interleave
+from convmixer_fast.timing import Timings, cuda_events, interleave
 
 DIGITS = Path(demo.__file__).parent / "data" / "digits.safetensors"
 has_images = pytest.mark.skipif(
@@ -31,8 +31,10 @@ class FakeClock:
         self.time = 0.0
         self.calls: list[str] = []
 
-    def __call__(self) -> float:
-        return self.time
+    def measure(self, call: Callable[[], object]) -> float:
+        start = self.time
+        call()
+        return self.time - start
 
     def takes(self, name: str, *seconds: float) -> Callable[[], None]:
         durations = itertools.cycle(seconds)
@@ -47,7 +49,7 @@ class FakeClock:
 def test_interleave_alternates_and_leaves_the_warmup_out():
     clock = FakeClock()
     candidates = {"a": clock.takes("a", 100, 3, 1, 2), "b": clock.takes("b", 100, 1, 1, 1)}
-    timings = interleave(candidates, rounds=3, warmup=1, clock=clock)
+    timings = interleave(candidates, rounds=3, warmup=1, measure=clock.measure)
     assert clock.calls == ["a", "b"] * 4
     assert timings.seconds == {"a": (3, 1, 2), "b": (1, 1, 1)}
     assert timings.rounds == 3
@@ -59,20 +61,28 @@ def test_interleave_alternates_and_leaves_the_warmup_out():
 def test_interleave_wakes_a_candidate_after_a_pause(monkeypatch):
     clock = FakeClock()
     monkeypatch.setattr("time.sleep", lambda seconds: clock.calls.append(f"sleep {seconds}"))
-    candidates = {"a": clock.takes("a", 9, 1), "b": clock.takes("b", 9, 2)}
-    timings = interleave(candidates, rounds=2, warmup=0, pause_s=0.5, clock=clock)
+    candidates = {"a": clock.takes("a", 2, 1), "b": clock.takes("b", 2, 2)}
+    timings = interleave(candidates, rounds=2, warmup=0, pause_s=0.5, measure=clock.measure)
     assert clock.calls == ["sleep 0.5", "a", "a", "sleep 0.5", "b", "b"] * 2
     assert timings.seconds == {"a": (1, 1), "b": (2, 2)}
+
+
+def test_interleave_does_not_wake_a_candidate_whose_calls_are_long(monkeypatch):
+    clock = FakeClock()
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    interleave({"a": clock.takes("a", 3)}, rounds=3, warmup=0, pause_s=0.5, measure=clock.measure)
+    assert clock.calls == ["a"] * 4
 
 
 @pytest.mark.parametrize(
     ("budget_s", "rounds", "expected"),
     [(0, None, 1), (9, None, 3), (10, None, 4), (10, 2, 2), (1, 9, 1)],
 )
-def test_interleave_ends_with_its_budget_or_rounds(budget_s, rounds, expected):
+def test_interleave_ends_with_its_budget_or_rounds(budget_s, rounds, expected, monkeypatch):
     clock = FakeClock()
+    monkeypatch.setattr("time.perf_counter", lambda: clock.time)
     candidates = {"a": clock.takes("a", 1), "b": clock.takes("b", 2)}
-    timings = interleave(candidates, rounds=rounds, budget_s=budget_s, clock=clock)
+    timings = interleave(candidates, rounds=rounds, budget_s=budget_s, measure=clock.measure)
     assert timings.rounds == expected
 
 
@@ -84,6 +94,8 @@ def test_interleave_ends_with_its_budget_or_rounds(budget_s, rounds, expected):
         ({"budget_s": -1}, "budget_s must not be negative, got -1"),
         ({"rounds": 1, "warmup": -1}, "warmup must not be negative, got -1"),
         ({"rounds": 1, "pause_s": -1}, "pause_s must not be negative, got -1"),
+        ({"rounds": 2, "min_rounds": 3}, r"min_rounds must be from 1 to rounds \(2\), got 3"),
+        ({"budget_s": 2, "min_rounds": 0}, "min_rounds must be from 1 to rounds"),
     ],
 )
 def test_interleave_refuses(options, message):
@@ -99,9 +111,17 @@ def test_interleave_refuses_no_candidates():
 @pytest.mark.cuda
 def test_interleave_waits_for_the_device():
     x = torch.randn(4096, 4096, device="cuda")
-    timings = interleave({"matmul": lambda: x @ x}, rounds=5, device=x.device)
+    timings = interleave({"matmul": lambda: x @ x}, rounds=5, measure=cuda_events(x.device))
     # No GPU does these 137 GFLOP in the time in which the call returns.
     assert timings.medians["matmul"] > 1e-4
+
+
+def test_interleave_goes_on_to_its_least_rounds():
+    clock = FakeClock()
+    timings = interleave(
+        {"a": clock.takes("a", 1)}, budget_s=0, min_rounds=3, measure=clock.measure
+    )
+    assert timings.rounds == 3
 
 
 def test_quantiles_are_interpolated():

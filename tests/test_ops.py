@@ -15,6 +15,8 @@ from convmixer_fast.reference import (
 )
 from tests.tolerances import TOL
 
+pytestmark = pytest.mark.device
+
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # The interpreter's own tests are in test_triton_kernels.py; here it would take minutes.
 LIVE = [

@@ -26,7 +26,10 @@ from convmixer_fast.kernels import (
 from tests.tolerances import TOL
 
 # NumPy, in the interpreter, warns of what the kernels do on purpose at the dtypes' limits.
-pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
+pytestmark = [
+    pytest.mark.device,
+    pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning"),
+]
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

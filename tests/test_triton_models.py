@@ -13,12 +13,15 @@ from convmixer_fast import backends, optimize
 from convmixer_fast.published import PUBLISHED, Architecture
 from convmixer_fast.randomize import randomize
 from convmixer_fast.reference import ACTIVATIONS
-from convmixer_fast.verify import relative_error
+from convmixer_fast.verify import LIMITS, relative_error
 from tests.tolerances import MODEL_TOL
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 REASON = backends.why_not("triton", DEVICE, torch.float32)
-pytestmark = pytest.mark.skipif(REASON is not None, reason=f"needs Triton: {REASON}")
+pytestmark = [
+    pytest.mark.device,
+    pytest.mark.skipif(REASON is not None, reason=f"needs Triton: {REASON}"),
+]
 
 
 @pytest.mark.parametrize("dtype", MODEL_TOL, ids=str)
@@ -36,7 +39,14 @@ def test_several_layers(activation, dtype):
     check(Architecture(40, 4, 5, 3, activation, 1, 10), dtype, (2, 1, 22, 17))
 
 
-def check(architecture, dtype, shape):
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", MODEL_TOL, ids=str)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_whole(name, dtype):
+    check(PUBLISHED[name], dtype, (3, 3, 224, 224), LIMITS[dtype])
+
+
+def check(architecture, dtype, shape, limit=None):
     model = randomize(architecture.build()).to(DEVICE)
     x = torch.randn(shape).to(DEVICE, dtype)
     with torch.no_grad():
@@ -47,6 +57,6 @@ def check(architecture, dtype, shape):
     assert out.dtype == dtype
     error, eagers = relative_error(out, truth), relative_error(eager, truth)
     print(f"error {error:.1e}, eager's {eagers:.1e}")
-    assert error <= MODEL_TOL[dtype]
+    assert error <= (MODEL_TOL[dtype] if limit is None else limit)
     if DEVICE.type == "cuda":
         assert error <= 2 * eagers + torch.finfo(dtype).eps

@@ -1,32 +1,14 @@
 """timm's ConvMixers, where timm can be imported."""
 
-import functools
 import importlib.util
 
-import torch
 from torch import nn
 
-_keep_alive = []
+from convmixer_fast.benchmarks.model_cases import import_timm
 
 
 def has_timm() -> bool:
     return importlib.util.find_spec("timm") is not None
-
-
-@functools.cache
-def import_timm():
-    # A torchvision whose compiled part does not load beside this build of torch cannot
-    # be imported until the two operations that it expects there are declared.
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        for op in ("nms", "qnms"):
-            library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _keep_alive.append(library)
-    import timm
-
-    return timm
 
 
 def timm_model(name: str, **kwargs) -> nn.Module:

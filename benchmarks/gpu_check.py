@@ -1,0 +1,202 @@
+"""``make gpu-check``: everything that only a GPU can tell, by one command, in under 8 minutes.
+
+For a bare machine with a CUDA device: a checkout, and a Python that has PyTorch, Triton,
+pybind11, pytest and timm; no network, no virtual environment, nothing installed. Each step is a
+process of its own, so that one that dies takes no other with it, and what it found is on the
+disk before the next begins.
+"""
+
+import argparse
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO
+
+__all__ = ["DEVICE_TESTS", "SMALL_TESTS", "main"]
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = ("build", "tests", "micro", "model")
+DEVICE_TESTS = ["tests", "-m", "cuda or device"]
+"""pytest's arguments for all that runs on a GPU where there is one."""
+SMALL_TESTS = [
+    "tests/test_triton_kernels.py",
+    "-k",
+    "test_odd_shape or test_one_position or test_patches",
+]
+"""Those of them with small shapes, for the sanitizer and the rehearsal."""
+
+_NEEDED = ("torch", "triton", "numpy", "pybind11", "pytest", "rich", "safetensors", "typer", "PIL")
+_RESTARTS = 5
+# Seconds of the whole that tests, and tests and micro-benchmarks, may take.
+_TESTS_END, _MICRO_END = 200.0, 310.0
+
+
+def main() -> int:
+    """Run the parts asked for; return 0 if the tests passed and no result of ours was wrong."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__)
+    parser.add_argument("part", nargs="?", default="all", choices=("all", *PARTS))
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/<device>-<date>")
+    parser.add_argument("--minutes", type=float, default=7.5, help="for everything (default 7.5)")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="without a GPU, in Triton's interpreter, tiny"
+    )
+    arguments = parser.parse_args()
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"gpu-check needs what this Python lacks: {', '.join(missing)}", file=sys.stderr)
+        return 2
+    import torch
+
+    if not torch.cuda.is_available() and not arguments.rehearse:
+        print("gpu-check needs a CUDA device; --rehearse tries it without one", file=sys.stderr)
+        return 2
+    output = arguments.output or _default_output(arguments.rehearse)
+    output.mkdir(parents=True, exist_ok=True)
+    return _Check(output.resolve(), 60 * arguments.minutes, arguments.rehearse).run(arguments.part)
+
+
+def _default_output(rehearse: bool) -> Path:
+    import torch
+
+    from convmixer_fast.benchmarks.environment import environment
+
+    slug = environment(torch.device("cpu" if rehearse else "cuda")).slug()
+    return ROOT / "benchmarks" / "results" / (f"rehearsal-{slug}" if rehearse else slug)
+
+
+class _Check:
+    def __init__(self, output: Path, seconds: float, rehearse: bool) -> None:
+        self.output, self.seconds, self.rehearse = output, seconds, rehearse
+        self.began = time.monotonic()
+        self.failed: list[str] = []
+        self.environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        if rehearse:
+            self.environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+    def run(self, part: str) -> int:
+        parts = PARTS if part == "all" else ("build", part)
+        for name in dict.fromkeys(parts):
+            step = {
+                "build": self.build,
+                "tests": self.tests,
+                "micro": lambda: self.measure("micro", _MICRO_END),
+                "model": lambda: self.measure("model", self.seconds),
+            }[name]
+            print(f"== {name}, {self._elapsed():.0f} s of {self.seconds:.0f} s gone", flush=True)
+            if not step():
+                self.failed.append(name)
+        self.summarize()
+        if self.failed:
+            print(f"gpu-check: FAILED: {', '.join(self.failed)}; see {self.output}")
+            return 1
+        print(f"gpu-check: passed in {self._elapsed():.0f} s; results in {self.output}")
+        return 0
+
+    def build(self) -> bool:
+        """Compile the extension into the checkout: nothing is installed."""
+        command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+        return self._log("build.txt", command, 120, {"CONVMIXER_FAST_EXT": "1"})
+
+    def tests(self) -> bool:
+        chosen = SMALL_TESTS if self.rehearse else DEVICE_TESTS
+        command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider"]
+        if importlib.util.find_spec("xdist") is not None and not self.rehearse:
+            command += ["-n", str(min(12, os.cpu_count() or 1))]
+        return self._log("tests.txt", [*command, *chosen], self._left(_TESTS_END))
+
+    def measure(self, part: str, end: float) -> bool:
+        """Run a part of the benchmarks, again after a candidate that took the device with it."""
+        from convmixer_fast.benchmarks.gpu_cases import RESTART
+
+        for _ in range(_RESTARTS):
+            left = self._left(end)
+            command = [sys.executable, "-m", "benchmarks.gpu_cases", part]
+            command += ["--output", str(self.output), "--minutes", f"{left / 60:.2f}"]
+            command += ["--rehearse"] if self.rehearse else []
+            # Its own deadline comes first; this one is for what hangs.
+            status = self._call(command, left + 60, None)
+            if status != RESTART:
+                return status == 0 and self._ours_is_right(part)
+        return False
+
+    def summarize(self) -> None:
+        """Print all results, the best peer beside ours, and keep that as text and as a page."""
+        from convmixer_fast.benchmarks.report import write_report
+        from convmixer_fast.benchmarks.results import read_folder
+        from convmixer_fast.benchmarks.tables import summary_table, wide_console
+        from convmixer_fast.errors import MissingDependencyError
+
+        console = wide_console()
+        console.record = True
+        if list(self.output.glob("*.json")):
+            results = read_folder(self.output)
+            console.print(summary_table(results.rows))
+            console.print(results.environment.summary(), soft_wrap=True)
+            try:
+                write_report(results, self.output / "report.html", "convmixer_fast on a GPU")
+            except MissingDependencyError as error:
+                console.print(f"no report: {error}")
+        for name in ("build.txt", "tests.txt"):
+            path = self.output / name
+            if path.exists():
+                last = path.read_text(errors="replace").strip().splitlines()[-1:]
+                console.print(f"{name}: {''.join(last)}", markup=False, soft_wrap=True)
+        console.save_text(str(self.output / "summary.txt"))
+
+    def _ours_is_right(self, part: str) -> bool:
+        from convmixer_fast.benchmarks.results import read_results
+
+        stem = {"micro": "ops", "model": "models"}[part]
+        rows = read_results(self.output / f"{stem}.json").rows
+        return all(row.status in ("ok", "skipped") for row in rows if row.ours)
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self.began
+
+    def _left(self, end: float) -> float:
+        """Return the seconds until ``end``, or the end of everything if that comes first."""
+        return max(15.0, min(end, self.seconds) - self._elapsed())
+
+    def _log(
+        self, name: str, command: list[str], seconds: float, more: dict[str, str] | None = None
+    ) -> bool:
+        path = self.output / name
+        with path.open("w") as log:
+            status = self._call(command, seconds, log, more)
+        text = path.read_text(errors="replace")
+        print(text[-6000:], flush=True)
+        if not text.strip():
+            path.unlink()  # there was nothing to say
+        return status == 0
+
+    def _call(
+        self,
+        command: list[str],
+        seconds: float,
+        log: IO[str] | None,
+        more: dict[str, str] | None = None,
+    ) -> int:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**self.environment, **(more or {})},
+            stdout=log,
+            stderr=subprocess.STDOUT if log is not None else None,
+            start_new_session=True,
+        )
+        try:
+            return process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            # With its workers: they would stand in the way of what is measured next.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            print(f"{' '.join(command[1:4])} did not end within {seconds:.0f} s", flush=True)
+            return 124
+
+
+if __name__ == "__main__":
+    sys.exit(main())

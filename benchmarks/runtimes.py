@@ -1,0 +1,88 @@
+"""The runtimes outside PyTorch, as callables on tensors: ONNX Runtime and OpenVINO."""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convmixer_fast.benchmarks.subjects import Subject
+
+__all__ = [
+    "onnxruntime_cpu",
+    "onnxruntime_cuda",
+    "onnxruntime_lacks",
+    "onnxruntime_tensorrt",
+    "openvino_cpu",
+]
+
+Call = Callable[[Tensor], Tensor]
+
+
+def onnxruntime_lacks(provider: str) -> str | None:
+    """Say that the onnxruntime installed has no such execution provider; None when it has."""
+    found = importlib.import_module("onnxruntime").get_available_providers()
+    return None if provider in found else f"the onnxruntime installed has no {provider}"
+
+
+def _session(subject: Subject, providers: list[Any]) -> Any:
+    onnxruntime = importlib.import_module("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(subject.onnx), options, providers=providers)
+    wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
+    if wanted not in session.get_providers():
+        raise RuntimeError(f"onnxruntime fell back from {wanted} to {session.get_providers()}")
+    return session
+
+
+def onnxruntime_cpu(subject: Subject, example: Tensor) -> Call:
+    """Return ONNX Runtime on the CPU, with as many threads as PyTorch."""
+    session = _session(subject, ["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+
+
+def onnxruntime_cuda(subject: Subject, example: Tensor) -> Call:
+    """Return ONNX Runtime's CUDA provider on PyTorch's stream, without copies to the host."""
+    return _on_device(subject, example, "CUDAExecutionProvider", {})
+
+
+def onnxruntime_tensorrt(subject: Subject, example: Tensor) -> Call:
+    """Return TensorRT inside ONNX Runtime; precision is that of the exported graph."""
+    fp16 = {"trt_fp16_enable": "1"} if example.dtype == torch.float16 else {}
+    return _on_device(subject, example, "TensorrtExecutionProvider", fp16)
+
+
+def _on_device(subject: Subject, example: Tensor, provider: str, options: dict[str, str]) -> Call:
+    stream = str(torch.cuda.current_stream(example.device).cuda_stream)
+    options = {"device_id": str(example.device.index or 0), "user_compute_stream": stream} | options
+    session = _session(subject, [(provider, options), "CUDAExecutionProvider"])
+    inputs, outputs = session.get_inputs()[0].name, session.get_outputs()[0].name
+    element = {torch.float16: 10, torch.float32: 1, torch.bfloat16: 16}[example.dtype]
+    shape = tuple(subject.module(example).shape)
+
+    def call(x: Tensor) -> Tensor:
+        out = torch.empty(shape, dtype=x.dtype, device=x.device)
+        binding = session.io_binding()
+        index = x.device.index or 0
+        binding.bind_input(inputs, "cuda", index, element, tuple(x.shape), x.data_ptr())
+        binding.bind_output(outputs, "cuda", index, element, shape, out.data_ptr())
+        session.run_with_iobinding(binding)
+        return out
+
+    return call
+
+
+def openvino_cpu(subject: Subject, example: Tensor) -> Call:
+    """Return OpenVINO on the CPU in float32, with as many threads as PyTorch."""
+    openvino = importlib.import_module("openvino")
+    config = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    compiled = openvino.compile_model(str(subject.onnx), "CPU", config)
+    return lambda x: torch.from_numpy(compiled(x.numpy())[0])

@@ -1,0 +1,43 @@
+"""The standard run: what ``make bench`` measures, in order of worth, within a number of minutes."""
+
+from collections.abc import Iterator
+
+import torch
+
+from convmixer_fast.benchmarks import (
+    bench_depthwise_block,
+    bench_model,
+    bench_patch_embed,
+    bench_pointwise_block,
+)
+from convmixer_fast.benchmarks.model_cases import SCALE, named_case, scale_case
+from convmixer_fast.benchmarks.subjects import Case
+from convmixer_fast.published import PUBLISHED
+
+__all__ = ["standard_cases"]
+
+_OPS = ("eager", "eager-nhwc", "eager-cudnn-benchmark", "compile-nhwc", "replknet", "ours")
+_GROWTH = ("eager", "compile", "ours")
+_GROWTH_ON_CPU = ("eager", "onnxruntime", "ours")
+
+
+def standard_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    """Yield the cases for ``device``: models, ops, models for scale, how cost grows."""
+    cuda = device.type == "cuda"
+    large, small = (64, 1024) if cuda else (4, 64)
+    yield named_case("convmixer_768_32", 1, dtype)
+    yield named_case("cifar_256_8", 1, dtype)
+    yield named_case("cifar_256_8", small, dtype)
+    yield named_case("convmixer_1024_20_ks9_p14", 1, dtype)
+    yield named_case("convmixer_1536_20", 1, dtype)
+    yield named_case("digits", 1, dtype)
+    yield named_case("digits", small, dtype)
+    batch = large if cuda else 1
+    for bench in (bench_depthwise_block, bench_pointwise_block, bench_patch_embed):
+        yield from bench.cases(batch, dtype, _OPS)
+    for name in SCALE:
+        yield scale_case(name, batch, dtype)
+    # Building takes torch.compile longer on a CPU than all the others take to be measured.
+    yield from bench_model.growth(dtype, only=_GROWTH if cuda else _GROWTH_ON_CPU)
+    for name in PUBLISHED if cuda else ("convmixer_768_32",):
+        yield named_case(name, large, dtype)

@@ -1,0 +1,116 @@
+"""What is measured: a module as a user has it, its input, and how this package runs the same."""
+
+import contextlib
+import copy
+import io
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from convmixer_fast.benchmarks.work import Work
+
+__all__ = ["Case", "Subject"]
+
+_DISTINCT_IMAGES = 5
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of a sweep: what it is called and how to make it. Nothing is made before its turn."""
+
+    bench: str
+    """The op, or ``"model"``."""
+    name: str
+    """As people say it."""
+    labels: dict[str, str | int]
+    dtype: torch.dtype
+    make: "Callable[[torch.device], Subject]"
+    only: tuple[str, ...] | None = None
+    """The providers that it is for, ``"ours"`` standing for all of this package's; None for all."""
+
+    seconds_share: float = 1.0
+    """Of :attr:`Settings.seconds`: short calls need less time for as many readings."""
+
+    def wants(self, provider: str) -> bool:
+        """Whether the provider of that name is to be measured."""
+        ours = provider.startswith("ours")
+        return self.only is None or provider in self.only or (ours and "ours" in self.only)
+
+
+class Subject:
+    """A module and its inputs on a device, in the forms that the providers need.
+
+    Args:
+        module: what eager PyTorch runs, in eval mode, on the device and in the dtype of the run.
+        shape: (N, C, H, W) of the input.
+        work: what one call must do at least.
+        fuse: makes this package's form of ``module`` for a backend; None where it has none.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        shape: tuple[int, int, int, int],
+        work: Work,
+        fuse: Callable[[str], nn.Module] | None,
+    ) -> None:
+        self.module, self.shape, self.work, self.fuse = module, shape, work, fuse
+        parameter = next(module.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def input(self, seed: int) -> Tensor:
+        """Return a random input.
+
+        No more than a few images differ, each standing in the batch many times: the truth is
+        then known for all of a large batch at the price of a few.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        distinct = min(_DISTINCT_IMAGES, self.shape[0])
+        images = torch.randn((distinct, *self.shape[1:]), generator=generator)
+        images = images.to(self.device, self.dtype)
+        return images[torch.arange(self.shape[0], device=self.device) % distinct]
+
+    def truth(self, x: Tensor) -> Tensor:
+        """Return what the module computes from ``x`` (made by :meth:`input`), in float64."""
+        distinct = min(_DISTINCT_IMAGES, self.shape[0])
+        exact: Tensor = copy.deepcopy(self.module).double()(x[:distinct].double())
+        return exact[torch.arange(self.shape[0], device=self.device) % distinct]
+
+    @cached_property
+    def channels_last(self) -> nn.Module:
+        """A copy of the module in channels-last memory format."""
+        module = copy.deepcopy(self.module)
+        return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+    @cached_property
+    def onnx(self) -> Path:
+        """PyTorch's own ONNX export of the module, in a file that :meth:`close` deletes."""
+        self._folder = tempfile.TemporaryDirectory(prefix="convmixer_fast_bench_")
+        path = Path(self._folder.name) / "model.onnx"
+        module, x = copy.deepcopy(self.module), self.input(0)
+        with _quiet(), torch.inference_mode(False), torch.no_grad():
+            # Not an inference tensor, which the exporter cannot trace.
+            program = torch.onnx.export(module, (x.clone(),), dynamo=True, verbose=False)
+            assert program is not None
+            program.save(path)
+        return path
+
+    def close(self) -> None:
+        """Delete the files made."""
+        if self._folder is not None:
+            self._folder.cleanup()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    # The exporter reports its steps on standard output, and warns of PyTorch's own insides.
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
