@@ -1,55 +1,50 @@
-"""Compiled CPU kernels, on addresses of contiguous float32 tensors; see csrc/bindings.cpp.
+"""Compiled CPU kernels, on addresses of packed float32 tensors; see csrc/bindings.cpp."""
 
-``bias``, ``scale`` and ``shift`` may be 0 for none; ``activation`` is 0 (gelu), 1 (gelu_tanh)
-or 2 (relu).
-"""
+BLOCK: int
+PANEL: int
+
+# Addresses of weight, bias, scale and shift; the activation: 0 (gelu), 1 (gelu_tanh), 2 (relu).
+_Packed = tuple[int, int, int, int, int]
 
 def isa() -> str: ...
 def depthwise_block(
-    x: int,
-    weight: int,
-    bias: int,
-    scale: int,
-    shift: int,
-    out: int,
-    images: int,
+    packed: _Packed,
     channels: int,
-    height: int,
-    width: int,
     kernel_size: int,
-    activation: int,
     residual: bool,
+    x: int,
+    out: int,
+    images: int,
+    height: int,
+    width: int,
     threads: int,
 ) -> None: ...
-def pointwise_block(
+def product_block(
+    packed: _Packed,
+    channels_out: int,
     x: int,
-    weight: int,
-    bias: int,
-    scale: int,
-    shift: int,
     out: int,
     images: int,
     channels: int,
     height: int,
     width: int,
-    channels_out: int,
-    activation: int,
-    threads: int,
-) -> None: ...
-def patch_embed(
-    x: int,
-    weight: int,
-    bias: int,
-    scale: int,
-    shift: int,
-    out: int,
-    images: int,
-    channels: int,
-    height: int,
-    width: int,
-    channels_out: int,
     patch_h: int,
     patch_w: int,
-    activation: int,
     threads: int,
 ) -> None: ...
+
+class Trunk:
+    def __init__(
+        self, stem: _Packed, channels: int, patch_h: int, patch_w: int, channels_out: int
+    ) -> None: ...
+    def add_layer(
+        self,
+        depthwise: _Packed,
+        kernel_size: int,
+        pointwise: _Packed,
+        channels_out: int,
+        strassen: bool,
+    ) -> None: ...
+    def run(
+        self, x: int, out: int, images: int, height: int, width: int, mean: bool, threads: int
+    ) -> None: ...

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from convmixer_fast.errors import BackendUnavailableError
 
-__all__ = ["BACKENDS", "BackendStatus", "backend_info", "launcher", "resolve", "why_not"]
+__all__ = ["BACKENDS", "BackendStatus", "backend_info", "launcher", "resolve"]
+__all__ += ["trunk_maker", "why_not"]
 
 _FUSED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -86,6 +87,20 @@ def launcher(op: str, backend: str) -> Callable[..., Tensor]:
     module = importlib.import_module(row.module)
     function: Callable[..., Tensor] = getattr(module, f"{op}_{row.suffix}")
     return function
+
+
+def trunk_maker(backend: str) -> Callable[..., Callable[..., Tensor]] | None:
+    """Return what makes a whole trunk of folded blocks for ``backend`` (already resolved).
+
+    None where the backend has the ops alone; see :class:`engine.Engine`.
+    """
+    row = _BACKENDS[backend]
+    if row.trunk is None:
+        return None
+    maker: Callable[..., Callable[..., Tensor]] = getattr(
+        importlib.import_module(row.module), row.trunk
+    )
+    return maker
 
 
 def backend_info() -> tuple[BackendStatus, ...]:
@@ -155,7 +170,7 @@ def _cpu_status() -> BackendStatus:
         "cpu",
         True,
         f"{module.isa()} kernels, {torch.get_num_threads()} threads (torch.get_num_threads()); "
-        "float16 and bfloat16 are computed in float32",
+        "float16 and bfloat16 are computed in float32, without AVX512_BF16, AVX512_FP16 or AMX",
     )
 
 
@@ -191,11 +206,13 @@ class _Backend:
     why_not: Callable[[torch.device], str | None]
     """Says why it cannot run tensors on a device; None when it can."""
     status: Callable[[], BackendStatus]
+    trunk: str | None = None
+    """The class there that runs stem and layers in one call, if there is one."""
 
 
 _BACKENDS = {
     "triton": _Backend("convmixer_fast.kernels", "triton", _triton_why_not, _triton_status),
-    "cpu": _Backend("convmixer_fast.cpu", "cpu", _cpu_why_not, _cpu_status),
+    "cpu": _Backend("convmixer_fast.cpu", "cpu", _cpu_why_not, _cpu_status, trunk="CpuTrunk"),
     "reference": _Backend(
         "convmixer_fast.reference", "ref", lambda device: None, _reference_status
     ),

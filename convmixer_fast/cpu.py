@@ -1,17 +1,25 @@
-"""The CPU backend: each op as one call of the compiled extension.
+"""The CPU backend: packed weights, and calls of the compiled extension.
 
-The functions have the signatures of :mod:`convmixer_fast.reference` and trust their
-arguments, which :mod:`convmixer_fast.ops` has checked. The kernels work on contiguous
-float32 tensors: 16-bit tensors are converted, computed in float32, and the result is rounded
-once. They run on ``torch.get_num_threads()`` threads; the result does not depend on how many.
+The kernels take float32 tensors: weights in the layout that :class:`Packed` makes, images and
+results as PyTorch has them, (N, C, H, W). 16-bit tensors are converted, computed in float32, and
+the result is rounded once. Everything runs on ``torch.get_num_threads()`` threads; results do not
+depend on how many.
+
+The functions have the signatures of :mod:`convmixer_fast.reference` and trust their arguments,
+which :mod:`convmixer_fast.ops` has checked; they pack weights at every call. :class:`CpuTrunk`
+packs once and runs all layers in one call.
 """
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from convmixer_fast import _C
+from convmixer_fast.spec import FoldedBlock, FoldedLayer
 
-__all__ = ["depthwise_block_cpu", "patch_embed_cpu", "pointwise_block_cpu"]
+__all__ = ["CpuTrunk", "depthwise_block_cpu", "patch_embed_cpu", "pointwise_block_cpu"]
 
 _ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "relu": 2}
 
@@ -29,45 +37,18 @@ def depthwise_block_cpu(
     images, channels, height, width = x.shape
     out = _empty(x.shape)
     if out.numel() > 0:
-        inputs = _Inputs(x, weight, bias, scale, shift)
+        packed = Packed.depthwise(FoldedBlock(weight, bias, scale, shift, activation))
+        source = _float32(x)
         _C.depthwise_block(
-            *inputs.addresses,
-            out.data_ptr(),
-            images,
+            packed.addresses,
             channels,
-            height,
-            width,
             weight.shape[-1],
-            _ACTIVATIONS[activation],
             residual,
-            torch.get_num_threads(),
-        )
-    return out.to(x.dtype)
-
-
-def pointwise_block_cpu(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    activation: str,
-) -> Tensor:
-    """``act(pointwise_conv(x) + bias) * scale + shift``; see :func:`ops.pointwise_block`."""
-    images, channels, height, width = x.shape
-    channels_out = weight.shape[0]
-    out = _empty((images, channels_out, height, width))
-    if out.numel() > 0:
-        inputs = _Inputs(x, weight, bias, scale, shift)
-        _C.pointwise_block(
-            *inputs.addresses,
+            source.data_ptr(),
             out.data_ptr(),
             images,
-            channels,
             height,
             width,
-            channels_out,
-            _ACTIVATIONS[activation],
             torch.get_num_threads(),
         )
     return out.to(x.dtype)
@@ -84,52 +65,151 @@ def patch_embed_cpu(
     """``act(patch_conv(x) + bias) * scale + shift``; see :func:`ops.patch_embed`."""
     images, channels, height, width = x.shape
     channels_out, _, patch_h, patch_w = weight.shape
-    out = _empty((images, channels_out, height // patch_h, width // patch_w))
+    shape = (images, channels_out, height // patch_h, width // patch_w)
+    out = _empty(shape)
     if out.numel() > 0:
-        inputs = _Inputs(x, weight, bias, scale, shift)
-        _C.patch_embed(
-            *inputs.addresses,
+        packed = Packed.product(FoldedBlock(weight, bias, scale, shift, activation))
+        source = _float32(x)
+        _C.product_block(
+            packed.addresses,
+            channels_out,
+            source.data_ptr(),
             out.data_ptr(),
             images,
             channels,
             height,
             width,
-            channels_out,
             patch_h,
             patch_w,
-            _ACTIVATIONS[activation],
             torch.get_num_threads(),
         )
     return out.to(x.dtype)
+
+
+pointwise_block_cpu = patch_embed_cpu
+"""A pointwise convolution is one of patches of 1 x 1; see :func:`ops.pointwise_block`."""
+
+
+class Packed:
+    """A block's tensors as the kernels read them: float32, in blocks of channels, zero-padded.
+
+    Args:
+        weight: packed.
+        block: whose vectors are packed here.
+        channels: of the output.
+    """
+
+    def __init__(self, weight: Tensor, block: FoldedBlock, channels: int) -> None:
+        padding = -channels % _C.PANEL
+        vectors = [
+            torch.full((channels,), fill) if vector is None else _float32(vector)
+            for vector, fill in ((block.bias, 0.0), (block.scale, 1.0), (block.shift, 0.0))
+        ]
+        # Kept, as the kernels are given addresses.
+        self.tensors = [weight, *(F.pad(vector, (0, padding)) for vector in vectors)]
+        weight_at, bias_at, scale_at, shift_at = (t.data_ptr() for t in self.tensors)
+        self.addresses = weight_at, bias_at, scale_at, shift_at, _ACTIVATIONS[block.activation]
+
+    @classmethod
+    def depthwise(cls, block: FoldedBlock) -> "Packed":
+        """Pack (C, 1, K, K) as (C / BLOCK, K * K, BLOCK)."""
+        channels, _, size, _ = block.weight.shape
+        weight = F.pad(_float32(block.weight).flatten(1), (0, 0, 0, -channels % _C.BLOCK))
+        weight = weight.view(-1, _C.BLOCK, size * size).transpose(1, 2).contiguous()
+        return cls(weight, block, channels)
+
+    @classmethod
+    def product(cls, block: FoldedBlock) -> "Packed":
+        """Pack (C_out, C_in, P_h, P_w) as (C_out / PANEL, C_in * P_h * P_w, PANEL)."""
+        channels = block.weight.shape[0]
+        weight = F.pad(_float32(block.weight).flatten(1), (0, 0, 0, -channels % _C.PANEL))
+        weight = weight.view(-1, _C.PANEL, weight.shape[1]).transpose(1, 2).contiguous()
+        return cls(weight, block, channels)
+
+    @classmethod
+    def strassen(cls, block: FoldedBlock) -> "Packed":
+        """Pack (C_out, C_in, 1, 1) as (C_out / 2 / PANEL, 7, C_in / 2, PANEL); see csrc/cpu/kernels.h.
+
+        The sums of blocks of weights are made in float64, and rounded once.
+        """
+        channels, depth = block.weight.shape[:2]
+        matrix = block.weight.detach().double().flatten(1).T
+        (b11, b12), (b21, b22) = (rows.chunk(2, 1) for rows in matrix.chunk(2, 0))
+        t1, t3 = b12 - b11, b22 - b12
+        t2 = b22 - t1
+        factors = torch.stack((b11, b21, b22, t2 - b21, t1, t2, t3))
+        weight = factors.view(7, depth // 2, -1, _C.PANEL).permute(2, 0, 1, 3)
+        return cls(_float32(weight), block, channels)
+
+
+_LEAST_STRASSEN_CHANNELS = 256
+"""With fewer, its sums cost more than the multiplications that it saves."""
+
+
+def _suits_strassen(block: FoldedBlock) -> bool:
+    channels_out, channels_in = block.weight.shape[:2]
+    least = min(channels_out, channels_in) >= _LEAST_STRASSEN_CHANNELS
+    return least and channels_in % (2 * _C.BLOCK) == 0 and channels_out % (2 * _C.PANEL) == 0
+
+
+class CpuTrunk:
+    """Stem and layers of a folded ConvMixer, packed once, run by one call.
+
+    Args:
+        stem: the patch embedding.
+        layers: the layers; the tensors may be of any dtype, and are copied.
+    """
+
+    def __init__(self, stem: FoldedBlock, layers: Sequence[FoldedLayer]) -> None:
+        self._channels, in_channels, patch_h, patch_w = stem.weight.shape
+        self._patch = patch_h, patch_w
+        packed = Packed.product(stem)
+        self._packed = [packed]
+        self._trunk = _C.Trunk(packed.addresses, in_channels, patch_h, patch_w, self._channels)
+        done: dict[int, tuple[Packed, Packed]] = {}
+        for layer in layers:
+            if id(layer) not in done:  # a layer may stand at several positions
+                pack = Packed.strassen if _suits_strassen(layer.pointwise) else Packed.product
+                done[id(layer)] = Packed.depthwise(layer.depthwise), pack(layer.pointwise)
+            depthwise, pointwise = done[id(layer)]
+            self._packed += [depthwise, pointwise]
+            self._channels = layer.pointwise.weight.shape[0]
+            self._trunk.add_layer(
+                depthwise.addresses,
+                layer.depthwise.weight.shape[-1],
+                pointwise.addresses,
+                self._channels,
+                _suits_strassen(layer.pointwise),
+            )
+
+    def __call__(self, x: Tensor, *, mean: bool) -> Tensor:
+        """Map images (N, C, H, W) to the last layer's output, or to its mean over the positions.
+
+        Returns:
+            (N, channels, H / P_h, W / P_w), or with ``mean`` (N, channels), in the dtype of ``x``.
+        """
+        images, _, height, width = x.shape
+        shape = (images, self._channels)
+        if not mean:
+            shape += height // self._patch[0], width // self._patch[1]
+        out = _empty(shape)
+        if images > 0:
+            source = _float32(x)
+            self._trunk.run(
+                source.data_ptr(),
+                out.data_ptr(),
+                images,
+                height,
+                width,
+                mean,
+                torch.get_num_threads(),
+            )
+        return out.to(x.dtype)
 
 
 def _empty(shape: tuple[int, ...]) -> Tensor:
     return torch.empty(shape, dtype=torch.float32)
 
 
-class _Inputs:
-    """Tensors as the kernels take them; alive, and so their addresses valid, as long as this."""
-
-    def __init__(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        scale: Tensor | None,
-        shift: Tensor | None,
-    ) -> None:
-        self._tensors: list[Tensor] = []
-        self.addresses = (
-            self._address(x),
-            self._address(weight),
-            self._address(bias),
-            self._address(scale),
-            self._address(shift),
-        )
-
-    def _address(self, tensor: Tensor | None) -> int:
-        if tensor is None:
-            return 0
-        tensor = tensor.to(torch.float32).contiguous()
-        self._tensors.append(tensor)
-        return tensor.data_ptr()
+def _float32(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(torch.float32).contiguous()

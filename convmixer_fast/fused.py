@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from convmixer_fast import ops
+from convmixer_fast.engine import Engine
 from convmixer_fast.errors import InferenceOnlyError, UnsupportedModelError
 from convmixer_fast.model import ConvMixerInterface, GlobalPool
 from convmixer_fast.spec import FoldedBlock, FoldedConvMixer, FoldedLayer, Head
@@ -47,6 +48,10 @@ class _FusedBlock(nn.Module):
 
         super()._apply(keep_vectors, recurse)
         return self
+
+    def folded(self) -> FoldedBlock:
+        """Return the tensors as plain data; they are not copied."""
+        return FoldedBlock(self.weight, self.bias, self.scale, self.shift, self.activation)
 
     def extra_repr(self) -> str:
         shape = "x".join(map(str, self.weight.shape))
@@ -106,6 +111,7 @@ class FusedConvMixer(ConvMixerInterface):
     def __init__(self, folded: FoldedConvMixer, backend: str = "auto") -> None:
         super().__init__()
         self.backend = backend
+        self._engine = Engine()
         self.conditions = folded.conditions
         self.prefix = folded.prefix
         self.preprocess = folded.preprocess
@@ -150,14 +156,19 @@ class FusedConvMixer(ConvMixerInterface):
             BackendUnavailableError: the backend named at ``optimize`` cannot run the input.
         """
         x, *extras = self._enter(x)
-        features = super().forward_features(x)
+        trunk = self._engine.trunk(self, x)
+        if trunk is not None and self._pools_in_trunk():
+            return self.head(self.head_drop(trunk(x, mean=True)))
+        features = super().forward_features(x) if trunk is None else trunk(x, mean=False)
         if self.source_head is not None:
             return self.source_head(features, *extras)
         return super().forward_head(features)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Map images (N, in_chans, H, W) to the last layer's output (N, num_features, H', W')."""
-        return super().forward_features(self._enter(x)[0])
+        x = self._enter(x)[0]
+        trunk = self._engine.trunk(self, x)
+        return super().forward_features(x) if trunk is None else trunk(x, mean=False)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Map features (N, num_features, H', W') to logits, or pooled features.
@@ -223,6 +234,16 @@ class FusedConvMixer(ConvMixerInterface):
             return x, x
         prepared: tuple[Tensor, ...] = self.preprocess(x)
         return prepared
+
+    def _pools_in_trunk(self) -> bool:
+        """Whether the head begins with the mean over the positions, and nobody looks at it."""
+        pool = self.global_pool
+        watched = pool._forward_hooks or pool._forward_pre_hooks
+        return self.source_head is None and pool.pool_type == "avg" and not watched
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._engine = Engine()
+        return super()._apply(fn, recurse)
 
     def _need_plain_head(self, what: str) -> None:
         if self.source_head is not None:

@@ -1,15 +1,18 @@
-// The Python module convmixer_fast._C: ops on addresses of float32 tensors, contiguous NCHW.
+// The Python module convmixer_fast._C: ops on addresses of float32 tensors.
 //
 // No tensor library is linked: one build works with every PyTorch version. The caller keeps
-// the tensors alive. An optional vector is passed as address 0.
+// the tensors alive, and packs weights and vectors as cpu/trunk.h says.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <tuple>
+#include <vector>
 
-#include "cpu/blocks.h"
 #include "cpu/dispatch.h"
+#include "cpu/trunk.h"
 
 namespace py = pybind11;
 
@@ -28,101 +31,143 @@ void check_at_least(const char* name, int64_t value, int64_t minimum) {
   }
 }
 
-void check_address(const char* name, Address address, bool empty = false) {
-  if (address == 0 && !empty) throw std::invalid_argument(std::string(name) + " has the address 0");
+void check_address(const char* name, Address address) {
+  if (address == 0) throw std::invalid_argument(std::string(name) + " has the address 0");
 }
 
-cpu::Activation to_activation(int activation) {
+// Addresses of weight, bias, scale and shift, then the activation's number.
+using Packed = std::tuple<Address, Address, Address, Address, int>;
+
+cpu::Epilogue to_epilogue(const Packed& packed) {
+  const auto& [weight, bias, scale, shift, activation] = packed;
+  check_address("weight", weight);
+  check_address("bias", bias);
+  check_address("scale", scale);
+  check_address("shift", shift);
   if (activation < 0 || activation >= cpu::kActivationCount) {
     throw std::invalid_argument("activation must be 0 (gelu), 1 (gelu_tanh) or 2 (relu), got " +
                                 std::to_string(activation));
   }
-  return static_cast<cpu::Activation>(activation);
+  return {input(bias), input(scale), input(shift), static_cast<cpu::Activation>(activation)};
 }
 
-cpu::ImageShape to_shape(int64_t images, int64_t channels, int64_t height, int64_t width) {
-  check_at_least("images", images, 1);
-  check_at_least("channels", channels, 0);
-  check_at_least("height", height, 1);
-  check_at_least("width", width, 1);
-  return {images, channels, height, width};
+cpu::ProductBlock to_product(const Packed& packed, int64_t channels_out, bool strassen = false) {
+  check_at_least("channels_out", channels_out, 1);
+  const cpu::Epilogue epilogue = to_epilogue(packed);
+  return {input(std::get<0>(packed)), epilogue, channels_out, strassen};
 }
 
-void depthwise_block(Address x, Address weight, Address bias, Address scale, Address shift,
-                     Address out, int64_t images, int64_t channels, int64_t height,
-                     int64_t width, int64_t kernel_size, int activation, bool residual,
-                     int threads) {
-  check_address("x", x);
-  check_address("weight", weight);
-  check_address("out", out);
+cpu::DepthwiseBlock to_depthwise(const Packed& packed, int64_t channels, int64_t kernel_size,
+                                 bool residual) {
   check_at_least("channels", channels, 1);
-  check_at_least("threads", threads, 1);
   check_at_least("kernel_size", kernel_size, 1);
   if (kernel_size % 2 == 0) {
     throw std::invalid_argument("kernel_size must be odd, got " + std::to_string(kernel_size));
   }
-  const cpu::ImageShape shape = to_shape(images, channels, height, width);
-  const cpu::Activation act = to_activation(activation);
-  const py::gil_scoped_release release;
-  cpu::depthwise_block(input(x), input(weight), output(out), shape, kernel_size,
-                       {input(bias), input(scale), input(shift)}, act, residual, threads);
+  const cpu::Epilogue epilogue = to_epilogue(packed);
+  return {input(std::get<0>(packed)), epilogue, residual, channels, kernel_size};
 }
 
-void pointwise_block(Address x, Address weight, Address bias, Address scale, Address shift,
-                     Address out, int64_t images, int64_t channels, int64_t height,
-                     int64_t width, int64_t channels_out, int activation, int threads) {
-  check_address("x", x, channels == 0);
-  check_address("weight", weight, channels == 0);
-  check_address("out", out);
-  check_at_least("threads", threads, 1);
-  check_at_least("channels_out", channels_out, 1);
-  const cpu::ImageShape shape = to_shape(images, channels, height, width);
-  const cpu::Activation act = to_activation(activation);
-  const py::gil_scoped_release release;
-  cpu::pointwise_block(input(x), input(weight), output(out), shape, channels_out,
-                       {input(bias), input(scale), input(shift)}, act, threads);
-}
-
-void patch_embed(Address x, Address weight, Address bias, Address scale, Address shift,
-                 Address out, int64_t images, int64_t channels, int64_t height, int64_t width,
-                 int64_t channels_out, int64_t patch_h, int64_t patch_w, int activation,
-                 int threads) {
-  check_address("x", x, channels == 0);
-  check_address("weight", weight, channels == 0);
-  check_address("out", out);
-  check_at_least("threads", threads, 1);
-  check_at_least("channels_out", channels_out, 1);
+cpu::Patches to_patches(int64_t channels, int64_t height, int64_t width, int64_t patch_h,
+                        int64_t patch_w) {
+  check_at_least("channels", channels, 1);
   check_at_least("patch_h", patch_h, 1);
   check_at_least("patch_w", patch_w, 1);
-  const cpu::ImageShape shape = to_shape(images, channels, height, width);
   check_at_least("height", height, patch_h);
   check_at_least("width", width, patch_w);
-  const cpu::Activation act = to_activation(activation);
-  const py::gil_scoped_release release;
-  cpu::patch_embed(input(x), input(weight), output(out), shape, channels_out, patch_h, patch_w,
-                   {input(bias), input(scale), input(shift)}, act, threads);
+  return {channels, height, width, patch_h, patch_w};
 }
+
+void check_call(Address x, Address out, int64_t images, int threads) {
+  check_address("x", x);
+  check_address("out", out);
+  check_at_least("images", images, 1);
+  check_at_least("threads", threads, 1);
+}
+
+void depthwise_block(const Packed& packed, int64_t channels, int64_t kernel_size, bool residual,
+                     Address x, Address out, int64_t images, int64_t height, int64_t width,
+                     int threads) {
+  check_call(x, out, images, threads);
+  check_at_least("height", height, 1);
+  check_at_least("width", width, 1);
+  const cpu::DepthwiseBlock block = to_depthwise(packed, channels, kernel_size, residual);
+  const py::gil_scoped_release release;
+  cpu::run_depthwise(block, input(x), images, height, width, output(out), threads);
+}
+
+void product_block(const Packed& packed, int64_t channels_out, Address x, Address out,
+                   int64_t images, int64_t channels, int64_t height, int64_t width,
+                   int64_t patch_h, int64_t patch_w, int threads) {
+  check_call(x, out, images, threads);
+  const cpu::ProductBlock block = to_product(packed, channels_out);
+  const cpu::Patches patches = to_patches(channels, height, width, patch_h, patch_w);
+  const py::gil_scoped_release release;
+  cpu::run_product(block, input(x), images, patches, output(out), threads);
+}
+
+// A trunk whose blocks are described once; the tensors behind the addresses are the caller's.
+class Trunk {
+ public:
+  Trunk(const Packed& stem, int64_t channels, int64_t patch_h, int64_t patch_w,
+        int64_t channels_out)
+      : in_channels_(channels), patch_h_(patch_h), patch_w_(patch_w), channels_(channels_out) {
+    to_patches(channels, patch_h, patch_w, patch_h, patch_w);
+    trunk_.stem = to_product(stem, channels_out);
+  }
+
+  void add_layer(const Packed& depthwise, int64_t kernel_size, const Packed& pointwise,
+                 int64_t channels_out, bool strassen) {
+    if (strassen && (channels_ % (2 * cpu::kBlock) != 0 || channels_out % (2 * cpu::kPanel) != 0)) {
+      throw std::invalid_argument("strassen needs whole pairs of blocks and panels, got " +
+                                  std::to_string(channels_) + " and " +
+                                  std::to_string(channels_out) + " channels");
+    }
+    trunk_.layers.push_back({to_depthwise(depthwise, channels_, kernel_size, true),
+                             to_product(pointwise, channels_out, strassen)});
+    channels_ = channels_out;
+  }
+
+  void run(Address x, Address out, int64_t images, int64_t height, int64_t width, bool mean,
+           int threads) const {
+    check_call(x, out, images, threads);
+    const cpu::Patches patches = to_patches(in_channels_, height, width, patch_h_, patch_w_);
+    const py::gil_scoped_release release;
+    cpu::run_trunk(trunk_, input(x), images, patches,
+                   mean ? cpu::Result::kMean : cpu::Result::kFeatures, output(out), threads);
+  }
+
+ private:
+  cpu::Trunk trunk_;
+  int64_t in_channels_;
+  int64_t patch_h_;
+  int64_t patch_w_;
+  int64_t channels_;
+};
 
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
   using py::arg;
   module.doc() = "Compiled CPU kernels of convmixer_fast, on addresses of float32 tensors.";
+  module.attr("BLOCK") = static_cast<int>(cpu::kBlock);
+  module.attr("PANEL") = static_cast<int>(cpu::kPanel);
   module.def(
       "isa", [] { return cpu::kernels().isa; },
       "The instruction set whose kernels run here: avx512, avx2 or baseline.");
-  module.def("depthwise_block", &depthwise_block, arg("x"), arg("weight"), arg("bias"),
-             arg("scale"), arg("shift"), arg("out"), arg("images"), arg("channels"),
-             arg("height"), arg("width"), arg("kernel_size"), arg("activation"),
-             arg("residual"), arg("threads"));
-  module.def("pointwise_block", &pointwise_block, arg("x"), arg("weight"), arg("bias"),
-             arg("scale"), arg("shift"), arg("out"), arg("images"), arg("channels"),
-             arg("height"), arg("width"), arg("channels_out"), arg("activation"),
-             arg("threads"));
-  module.def("patch_embed", &patch_embed, arg("x"), arg("weight"), arg("bias"), arg("scale"),
-             arg("shift"), arg("out"), arg("images"), arg("channels"), arg("height"),
-             arg("width"), arg("channels_out"), arg("patch_h"), arg("patch_w"),
-             arg("activation"), arg("threads"));
+  module.def("depthwise_block", &depthwise_block, arg("packed"), arg("channels"),
+             arg("kernel_size"), arg("residual"), arg("x"), arg("out"), arg("images"),
+             arg("height"), arg("width"), arg("threads"));
+  module.def("product_block", &product_block, arg("packed"), arg("channels_out"), arg("x"),
+             arg("out"), arg("images"), arg("channels"), arg("height"), arg("width"),
+             arg("patch_h"), arg("patch_w"), arg("threads"));
+  py::class_<Trunk>(module, "Trunk")
+      .def(py::init<const Packed&, int64_t, int64_t, int64_t, int64_t>(), arg("stem"),
+           arg("channels"), arg("patch_h"), arg("patch_w"), arg("channels_out"))
+      .def("add_layer", &Trunk::add_layer, arg("depthwise"), arg("kernel_size"),
+           arg("pointwise"), arg("channels_out"), arg("strassen"))
+      .def("run", &Trunk::run, arg("x"), arg("out"), arg("images"), arg("height"), arg("width"),
+           arg("mean"), arg("threads"));
 }
 
 }  // namespace convmixer_fast

@@ -204,9 +204,10 @@ def test_every_tail(case: str) -> None:
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline"])
 def test_every_isa(isa: str) -> None:
     code = f"""
-        from tests import test_cpu_backend
+        from tests import test_cpu_backend, test_cpu_trunk
         assert test_cpu_backend._C.isa() == {isa!r}
         test_cpu_backend.check_all_cases()
+        test_cpu_trunk.check_all()
     """
     done = run_python(code, CONVMIXER_FAST_CPU_ISA=isa)
     if "this machine cannot run these kernels" in done.stderr:
@@ -399,12 +400,15 @@ def test_memory_error() -> None:
         import resource, torch
         from convmixer_fast import cpu
         torch.set_num_threads(1)
-        x, weight = torch.ones(1, 4096, 1, 1), torch.ones(4096, 4096, 1, 1)
+        from convmixer_fast.spec import FoldedBlock
+        # An activation of 1,024 channels, four times as large as the image's limit allows.
+        trunk = cpu.CpuTrunk(FoldedBlock(torch.ones(1024, 1, 1, 1), None, None, None, "relu"), ())
+        x = torch.ones(1, 1, 300, 300)
         pages = int(open("/proc/self/statm").read().split()[0])
-        limit = pages * resource.getpagesize() + (16 << 20)
+        limit = pages * resource.getpagesize() + (96 << 20)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         try:
-            cpu.pointwise_block_cpu(x, weight, None, None, None, "relu")
+            trunk(x, mean=True)
         except MemoryError:
             print("MemoryError")
     """
@@ -413,28 +417,31 @@ def test_memory_error() -> None:
 
 
 # Keyword arguments that are valid, but for what a test replaces.
-ADDRESSES = dict.fromkeys(("x", "weight", "bias", "scale", "shift", "out"), 64)
-IMAGES = {"images": 1, "channels": 1, "height": 8, "width": 8, "activation": 0, "threads": 1}
+PACKED = {"packed": (64, 64, 64, 64, 0)}
+CALL = {"x": 64, "out": 64, "images": 1, "height": 8, "width": 8, "threads": 1}
 ARGUMENTS = {
-    "depthwise_block": ADDRESSES | IMAGES | {"kernel_size": 3, "residual": False},
-    "pointwise_block": ADDRESSES | IMAGES | {"channels_out": 1},
-    "patch_embed": ADDRESSES | IMAGES | {"channels_out": 1, "patch_h": 2, "patch_w": 2},
+    "depthwise_block": PACKED | CALL | {"channels": 1, "kernel_size": 3, "residual": False},
+    "product_block": PACKED | CALL | {"channels": 1, "channels_out": 1, "patch_h": 2, "patch_w": 2},
 }
 REFUSALS = [
     ("depthwise_block", {"kernel_size": 4}, "kernel_size must be odd, got 4"),
     ("depthwise_block", {"kernel_size": -1}, "kernel_size must be at least 1, got -1"),
+    ("depthwise_block", {"channels": 0}, "channels must be at least 1, got 0"),
     ("depthwise_block", {"x": 0}, "x has the address 0"),
     ("depthwise_block", {"threads": 0}, "threads must be at least 1, got 0"),
-    ("depthwise_block", {"activation": 3}, "activation must be 0 .*, got 3"),
-    ("depthwise_block", {"images": 0}, "images must be at least 1, got 0"),
-    ("depthwise_block", {"channels": 0}, "channels must be at least 1, got 0"),
-    ("pointwise_block", {"height": 0}, "height must be at least 1, got 0"),
-    ("pointwise_block", {"out": 0}, "out has the address 0"),
-    ("patch_embed", {"channels": -1}, "channels must be at least 0, got -1"),
-    ("patch_embed", {"patch_w": 0}, "patch_w must be at least 1, got 0"),
-    ("patch_embed", {"patch_h": 9}, "height must be at least 9, got 8"),
-    ("patch_embed", {"channels_out": 0}, "channels_out must be at least 1, got 0"),
-    ("patch_embed", {"activation": -1}, "activation must be 0 .*, got -1"),
+    ("depthwise_block", {"height": 0}, "height must be at least 1, got 0"),
+    ("depthwise_block", {"packed": (0, 64, 64, 64, 0)}, "weight has the address 0"),
+    ("product_block", {"packed": (64, 0, 64, 64, 0)}, "bias has the address 0"),
+    ("product_block", {"packed": (64, 64, 0, 64, 0)}, "scale has the address 0"),
+    ("product_block", {"packed": (64, 64, 64, 0, 0)}, "shift has the address 0"),
+    ("product_block", {"packed": (64, 64, 64, 64, 3)}, "activation must be 0 .*, got 3"),
+    ("product_block", {"packed": (64, 64, 64, 64, -1)}, "activation must be 0 .*, got -1"),
+    ("product_block", {"images": 0}, "images must be at least 1, got 0"),
+    ("product_block", {"out": 0}, "out has the address 0"),
+    ("product_block", {"channels": 0}, "channels must be at least 1, got 0"),
+    ("product_block", {"patch_w": 0}, "patch_w must be at least 1, got 0"),
+    ("product_block", {"patch_h": 9}, "height must be at least 9, got 8"),
+    ("product_block", {"channels_out": 0}, "channels_out must be at least 1, got 0"),
 ]
 
 
@@ -446,11 +453,8 @@ def test_impossible_arguments(function: str, replaced: dict[str, int], message: 
         getattr(_C, function)(**(ARGUMENTS[function] | replaced))
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_no_input_channels(activation: str) -> None:
-    # A sum of nothing: the activation of the bias. PyTorch's convolutions refuse this shape.
-    bias = torch.randn(5)
-    x, weight = torch.empty(2, 0, 3, 3), torch.empty(5, 0, 1, 1)
-    out = cpu.pointwise_block_cpu(x, weight, bias, None, None, activation)
-    expected = reference.ACTIVATIONS[activation](bias)[:, None, None].expand(2, 5, 3, 3)
-    torch.testing.assert_close(out, expected, rtol=0, atol=5e-7)
+def test_strassen_of_odd_blocks_is_refused() -> None:
+    packed = (64, 64, 64, 64, 0)
+    trunk = _C.Trunk(packed, 3, 1, 1, 48)
+    with pytest.raises(ValueError, match="whole pairs of blocks and panels, got 48 and 64"):
+        trunk.add_layer(packed, 3, packed, 64, True)

@@ -1,48 +1,18 @@
 // The activations on vectors, with PyTorch's treatment of NaN and infinities.
 #pragma once
 
+#include "gelu_table.h"
 #include "kernels.h"
 #include "simd.h"
 
 namespace convmixer_fast::cpu {
 namespace {
 
-// Both forms of GELU are x * (1 + E(x)) / 2 with an odd E that goes from -1 to 1. With t = |x| and
-// Q(t) = (1 - E(t)) / 2 that is relu(x) - t * Q(t), which keeps the digits of large x.
-//
-// Up to kCentre, E(t) is t times a ratio of polynomials in t^2: accurate to the last digits of
-// small results too. That matters, as the BatchNorm behind a channel of small results has a
-// large scale. Above, where 1 - E would cancel, Q falls like exp(-t^2 / 2); its eighth root is
-// so flat that a short polynomial approximates it. Beyond kLimit the term is below 5e-8 and
-// stays constant.
-constexpr float kCentre = 2.0F;
-constexpr int kRatioDegree = 3;
-
-struct GeluErf {  // E is erf(x / sqrt(2))
-  static constexpr float kNumerator[kRatioDegree + 1] = {7.978845834732056e-1F, 4.492251202464104e-2F,
-                                                         6.248553283512592e-3F,
-                                                         1.7378362827003002e-5F};
-  static constexpr float kDenominator[kRatioDegree + 1] = {
-      1.0F, 2.2296875715255737e-1F, 1.999254897236824e-2F, 7.564017432741821e-4F};
-  static constexpr float kLimit = 6.0F;
-  static constexpr int kDegree = 8;
-  static constexpr float kRoot[kDegree + 1] = {
-      9.170039892e-1F,  -9.145711362e-2F, -3.192940354e-2F, -6.692304742e-4F, 1.501378836e-3F,
-      3.613432636e-5F, -6.089423914e-5F, 7.594372619e-6F,  -3.042388244e-7F};
-};
-
-struct GeluTanh {  // E is tanh(sqrt(2 / pi) * (x + 0.044715 x^3))
-  static constexpr float kNumerator[kRatioDegree + 1] = {
-      7.978845834732056e-1F, 3.526252508163452e-2F, 3.185728332027793e-3F, -6.370792107190937e-5F};
-  static constexpr float kDenominator[kRatioDegree + 1] = {
-      1.0F, 2.1168671548366547e-1F, 1.3876477256417274e-2F, -5.214084740146063e-5F};
-  static constexpr float kLimit = 5.25F;
-  static constexpr int kDegree = 9;
-  static constexpr float kRoot[kDegree + 1] = {
-      9.170027971e-1F,  -9.143508971e-2F, -3.206813708e-2F, -1.766662026e-4F, 8.633354446e-4F,
-      6.920747692e-4F, -4.546662676e-4F, 1.178781022e-4F,  -1.456742302e-5F, 7.003336577e-7F};
-};
-
+// Both forms of GELU are x * (1 - Q(x)) with a Q that falls from 1 to 0 and Q(-x) = 1 - Q(x). With
+// t = |x| that is relu(x) - t * Q(t): what is approximated is small where the result is large, so
+// the error stays below 1e-7 everywhere, and small results keep their digits. That matters, as
+// the BatchNorm behind a channel of small results has a large scale. Beyond kGeluLimit t * Q(t)
+// is below 1e-8 and stays constant.
 template <int kWidth, int kTerms>
 CONVMIXER_FAST_INLINE Vector<kWidth> polynomial(const float (&coefficients)[kTerms],
                                                 Vector<kWidth> u) {
@@ -51,25 +21,58 @@ CONVMIXER_FAST_INLINE Vector<kWidth> polynomial(const float (&coefficients)[kTer
   return value;
 }
 
-template <typename Form, int kWidth>
+// exp(-v) for v from 0 to 60: what is approximated is exact to 2e-9, the rest is rounding.
+template <int kWidth>
+CONVMIXER_FAST_INLINE Vector<kWidth> exp_of_minus(Vector<kWidth> v) {
+  using Bits = typename BitsOf<kWidth>::Type;
+  // 2^u on [-1/2, 1/2], minimax of the relative error.
+  constexpr float kExp2[] = {1.000000001e+00F, 6.931472057e-01F, 2.402264689e-01F,
+                             5.550328776e-02F, 9.618488961e-03F, 1.339993162e-03F,
+                             1.534581196e-04F};
+  constexpr float kLog2E = 1.44269504F;
+  // Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
+  constexpr float kRound = 12582912.0F;
+  const Vector<kWidth> exponent = -kLog2E * v;
+  const Vector<kWidth> shifted = exponent + kRound;
+  const Vector<kWidth> fraction = exponent - (shifted - kRound);
+  const Bits power = reinterpret_cast<Bits>(shifted) << 23;
+  return reinterpret_cast<Vector<kWidth>>(
+      reinterpret_cast<Bits>(polynomial<kWidth>(kExp2, fraction)) + power);
+}
+
+// base - t * Q(t) with the Q of the exact form: erfc(t / sqrt(2)) / 2.
+template <int kWidth>
+CONVMIXER_FAST_INLINE Vector<kWidth> subtract_gelu_tail(Vector<kWidth> base, Vector<kWidth> t) {
+#if defined(__AVX512F__)
+  if constexpr (kWidth == 16) return subtract_by_table(kGeluTable, base, t);
+#endif
+  // exp(-t^2 / 2) times a polynomial in 1 / (1 + 0.32 t), minimax of the relative error (3e-8).
+  constexpr float kScaled[] = {-2.210379792e-04F, 1.311217765e-01F,  1.045006299e-01F,
+                               2.005206266e-01F,  -1.016824720e-01F, 2.994387994e-01F,
+                               -1.403784664e-01F, -3.218146016e-03F, 9.918305919e-03F};
+  const Vector<kWidth> s = 1.0F / (1.0F + 0.32F * t);
+  return base - t * (exp_of_minus<kWidth>(0.5F * t * t) * polynomial<kWidth>(kScaled, s));
+}
+
+// Q of the tanh form: 1 / (1 + exp(2 sqrt(2 / pi) (t + 0.044715 t^3))).
+template <int kWidth>
+CONVMIXER_FAST_INLINE Vector<kWidth> gelu_tanh_tail(Vector<kWidth> t) {
+  const Vector<kWidth> e = exp_of_minus<kWidth>(t * (1.595769122F + 0.0713548163F * t * t));
+  return e / (1.0F + e);
+}
+
+template <Activation kActivation, int kWidth>
 CONVMIXER_FAST_INLINE Vector<kWidth> gelu(Vector<kWidth> x) {
   const Vector<kWidth> magnitude = absolute<kWidth>(x);
-  const Vector<kWidth> limit = broadcast<kWidth>(Form::kLimit);
+  const Vector<kWidth> limit = broadcast<kWidth>(kGeluLimit);
   const Vector<kWidth> t = magnitude < limit ? magnitude : limit;
-
-  const Vector<kWidth> u = t * t;
-  const Vector<kWidth> ratio =
-      polynomial<kWidth>(Form::kNumerator, u) / polynomial<kWidth>(Form::kDenominator, u);
-  const Vector<kWidth> centre = 0.5F - 0.5F * t * ratio;
-
-  const Vector<kWidth> root = polynomial<kWidth>(Form::kRoot, t);
-  const Vector<kWidth> squared = root * root;
-  const Vector<kWidth> fourth = squared * squared;
-  const Vector<kWidth> tail = fourth * fourth;
-
   // x - x rather than 0: it keeps NaN, and makes NaN of minus infinity, as the formula does.
   const Vector<kWidth> positive_part = x > 0.0F ? x : x - x;
-  return positive_part - t * (t < kCentre ? centre : tail);
+  if constexpr (kActivation == Activation::kGelu) {
+    return subtract_gelu_tail<kWidth>(positive_part, t);
+  } else {
+    return positive_part - t * gelu_tanh_tail<kWidth>(t);
+  }
 }
 
 template <int kWidth>
@@ -79,12 +82,10 @@ CONVMIXER_FAST_INLINE Vector<kWidth> relu(Vector<kWidth> x) {
 
 template <Activation kActivation, int kWidth>
 CONVMIXER_FAST_INLINE Vector<kWidth> activate(Vector<kWidth> x) {
-  if constexpr (kActivation == Activation::kGelu) {
-    return gelu<GeluErf, kWidth>(x);
-  } else if constexpr (kActivation == Activation::kGeluTanh) {
-    return gelu<GeluTanh, kWidth>(x);
-  } else {
+  if constexpr (kActivation == Activation::kRelu) {
     return relu<kWidth>(x);
+  } else {
+    return gelu<kActivation, kWidth>(x);
   }
 }
 

@@ -2,29 +2,27 @@
 // flags.
 #pragma once
 
-#include "depthwise_block.h"
-#include "gemm.h"
+#include "depthwise_tile.h"
 #include "kernels.h"
-#include "patch_embed.h"
-#include "pointwise_block.h"
+#include "pointwise_tile.h"
+#include "strassen_tile.h"
 
 namespace convmixer_fast::cpu {
 namespace {
 
-// kWidth: floats in a register. A product's tile of kTileRows x kVectors registers, with one
-// register per vector for the panel and one for the weight, should just fit the register file.
-template <int kWidth, int kTileRows, int kVectors>
+// kWidth: floats in a register. A product's register tile of kRows x kVectors, with kVectors for
+// the weights and one for the input, should just fit the register file; so should a depthwise
+// strip of kColumns, with a kernel row's weights and one for the input.
+template <int kWidth, int kRows, int kVectors, int kColumns>
 constexpr Kernels make_kernels(const char* isa) {
-  constexpr int kColumns = kVectors * kWidth;
+  static_assert(kPanel % (kVectors * kWidth) == 0 && kBlock % kWidth == 0);
+  static_assert(kVectors * kWidth <= kBlock || kVectors * kWidth == kPanel);
   return {isa,
-          depthwise_scratch,
-          depthwise_bands<kWidth>,
-          kTileRows,
-          kColumns,
-          pack_weight_tile,
-          pack_pixels<kColumns, kWidth>,
-          pack_patches<kColumns, kWidth>,
-          multiply_tile<kTileRows, kVectors, kWidth>};
+          kRows,
+          depthwise_tile<kColumns, kWidth>,
+          pointwise_tile<kRows, kVectors, kWidth>,
+          strassen_tile<kRows, kVectors, kWidth>,
+          strassen_scratch<kRows>};
 }
 
 }  // namespace

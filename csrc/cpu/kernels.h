@@ -1,17 +1,24 @@
 // The interface between the drivers, compiled once, and the kernels, compiled once per ISA.
 //
 // Kernels take raw pointers, allocate nothing, throw nothing and know nothing of threads.
-// All tensors are float32, contiguous NCHW.
+//
+// Activations are float32 in blocks of kBlock channels, (channels / kBlock, pixels, kBlock): a
+// register holds channels of one pixel whatever the image's size, and a store is contiguous.
+// Channels beyond the last are zero, and stay zero, as their weights and vectors are.
 #pragma once
 
 #include <cstdint>
 
 namespace convmixer_fast::cpu {
 
+constexpr int kBlock = 16;
+// Output channels whose weights of a product lie together.
+constexpr int kPanel = 32;
+
 enum class Activation : int { kGelu = 0, kGeluTanh = 1, kRelu = 2 };
 constexpr int kActivationCount = 3;
 
-// What follows the convolution: act(y + bias) * scale + shift. No pointer is null.
+// What follows the convolution: act(v + bias) * scale + shift. Each is padded to whole panels.
 struct Epilogue {
   const float* bias;
   const float* scale;
@@ -19,71 +26,65 @@ struct Epilogue {
   Activation activation;
 };
 
-// out = act(depthwise_conv(x, weight) + bias) * scale + shift (+ x).
-//
-// A plane is one channel of one image. It is worked on in bands of rows, so that a band
-// with its halo fits in the cache however large the image is.
-struct DepthwiseProblem {
-  const float* x;       // (planes, height, width)
-  const float* weight;  // (channels, kernel_size, kernel_size)
-  float* out;           // (planes, height, width)
+// y = act(depthwise_conv(x) + bias) * scale + shift (+ x) for the pixels [begin, end) of an image,
+// in raster order, and all channels.
+struct DepthwiseTile {
+  const float* x;       // (blocks, height * width, kBlock)
+  const float* weight;  // (blocks, kernel_size * kernel_size, kBlock)
   Epilogue epilogue;
   bool residual;
-  int64_t channels;
+  int64_t blocks;
   int64_t height;
   int64_t width;
-  int64_t kernel_size;
-  int64_t band_height;
-  int64_t bands;  // per plane
+  int64_t kernel_size;  // odd
+  int64_t begin;
+  int64_t end;
+  float* y;              // (blocks, ..., kBlock), from pixel `begin` on
+  int64_t y_block_stride;  // floats
 };
 
-// out[n] = act(weight (rows, depth) * columns(x[n]) + bias) * scale + shift: a product whose
-// columns are the patches of all images, one after the other. A pointwise convolution is the
-// case of 1 x 1 patches.
-struct PatchProblem {
-  const float* x;  // (images, channels, height, width)
-  float* out;      // (images, rows, grid_h, grid_w)
+// z = act(weight * y + bias) * scale + shift for a number of pixels.
+struct PointwiseTile {
+  const float* y;          // (depth / kBlock, ..., kBlock), from the first pixel on
+  int64_t y_block_stride;  // floats
+  int64_t pixels;
+  int64_t depth;        // input channels
+  const float* weight;  // (panels, depth, kPanel)
   Epilogue epilogue;
-  int64_t channels;
-  int64_t height;
-  int64_t width;
-  int64_t patch_h;
-  int64_t patch_w;
-  int64_t grid_h;   // height / patch_h
-  int64_t grid_w;   // width / patch_w
-  int64_t rows;     // output channels
-  int64_t depth;    // channels * patch_h * patch_w
-  int64_t columns;  // images * grid_h * grid_w
+  int64_t blocks;  // of output channels
+  float* z;        // (blocks, ..., kBlock), from the first pixel on
+  int64_t z_block_stride;
+};
+
+// The same product by one level of Strassen's algorithm: 7 products of half the depth and half the
+// channels for every 8 (in Winograd's form, with 15 sums of blocks). Pixels are taken in groups of
+// at most 2 * tile_rows, whose first and last half are the two block rows; where a half is not a
+// whole number, both have the pixel in the middle. A result depends on the group that its pixel is
+// in, and so groups are the image's, whatever the tiles.
+struct StrassenTile {
+  PointwiseTile product;  // depth in whole pairs of blocks, channels in whole pairs of panels
+  // weight: (panels / 2, 7, depth / 2, kPanel), of the blocks B of the transposed matrix: B11,
+  // B21, B22, T4 = T2 - B21, T1 = B12 - B11, T2 = B22 - T1, T3 = B22 - B12.
+  int64_t image_pixels;
+  int64_t image_groups;
+  int64_t first_group;
+  int64_t last_group;  // the one behind
+  float* scratch;      // strassen_scratch() floats
+
+  // Of the tile's pixels, where the group begins.
+  int64_t group_begin(int64_t group) const {
+    return group * image_pixels / image_groups - first_group * image_pixels / image_groups;
+  }
 };
 
 // The kernels of one ISA.
 struct Kernels {
   const char* isa;
-
-  // Floats of scratch that depthwise_bands needs.
-  int64_t (*depthwise_scratch)(const DepthwiseProblem& problem);
-  // Computes the bands [begin, end), counted over all planes.
-  void (*depthwise_bands)(const DepthwiseProblem& problem, int64_t begin, int64_t end,
-                          float* scratch);
-
-  // A product is made in tiles of at most tile_rows rows by one panel of panel_columns
-  // columns. Packed weights are row tiles, one after the other, each (depth, its rows); a
-  // packed panel is (depth, panel_columns).
-  int64_t tile_rows;
-  int64_t panel_columns;
-  // Packs weight rows [row_begin, row_end), one tile, of a (rows, depth) matrix.
-  void (*pack_weight_tile)(const float* weight, int64_t depth, int64_t row_begin,
-                           int64_t row_end, float* packed);
-  // Packs `panels` consecutive panels, zero-filled beyond the last column: pack_pixels for
-  // patches of 1 x 1, pack_patches for any.
-  void (*pack_pixels)(const PatchProblem& problem, int64_t first_panel, int64_t panels,
-                      float* packed);
-  void (*pack_patches)(const PatchProblem& problem, int64_t first_panel, int64_t panels,
-                       float* packed);
-  // Computes rows [row_begin, row_end), one tile, of one panel, and stores the result.
-  void (*multiply_tile)(const PatchProblem& problem, const float* packed_tile,
-                        int64_t row_begin, int64_t row_end, const float* packed_panel,
-                        int64_t panel);
+  int64_t tile_rows;  // pixels of a product's register tile
+  void (*depthwise_tile)(const DepthwiseTile& tile);
+  void (*pointwise_tile)(const PointwiseTile& tile);
+  void (*strassen_tile)(const StrassenTile& tile);
+  int64_t (*strassen_scratch)(int64_t groups, int64_t depth);
 };
 
 // The x86-64 ones exist on x86-64 only.

@@ -16,7 +16,7 @@
 namespace convmixer_fast::cpu {
 namespace {
 
-using Body = std::function<void(int64_t task, int participant)>;
+using Body = std::function<void(int64_t step, int64_t task, int participant)>;
 
 // How long a thread looks for work, or for the end of it, before it sleeps. Waking a sleeper
 // costs as much as a small layer, and the next layer usually comes within this time.
@@ -38,22 +38,37 @@ void spin_until(const Condition& condition) {
   }
 }
 
-// One call of parallel_for: tasks are taken from a common counter.
+// One call of parallel_for: tasks are taken, in their order, from a common counter. Whoever has
+// taken one of a later step waits for those of earlier steps, which others are at work on: nobody
+// is waited for that has not begun.
 class Job {
  public:
-  Job(int64_t tasks, const Body& body) : tasks_(tasks), body_(body) {}
+  Job(const std::vector<int64_t>& tasks, const Body& body) : body_(body) {
+    ends_.reserve(tasks.size());
+    int64_t end = 0;
+    for (const int64_t count : tasks) ends_.push_back(end += count);
+  }
+
+  int64_t tasks() const { return ends_.empty() ? 0 : ends_.back(); }
 
   void work(int participant) noexcept {
-    try {
-      for (;;) {
-        const int64_t task = next_.fetch_add(1, std::memory_order_relaxed);
-        if (task >= tasks_) return;
-        body_(task, participant);
+    size_t step = 0;
+    for (;;) {
+      const int64_t task = next_.fetch_add(1, std::memory_order_relaxed);
+      if (task >= tasks()) return;
+      while (task >= ends_[step]) ++step;
+      const int64_t begin = step == 0 ? 0 : ends_[step - 1];
+      wait_for(begin);
+      try {
+        if (!failed_.load(std::memory_order_relaxed)) {
+          body_(static_cast<int64_t>(step), task - begin, participant);
+        }
+      } catch (...) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (!failure_) failure_ = std::current_exception();
+        failed_.store(true, std::memory_order_relaxed);
       }
-    } catch (...) {
-      next_.store(tasks_, std::memory_order_relaxed);
-      const std::lock_guard<std::mutex> lock(mutex_);
-      if (!failure_) failure_ = std::current_exception();
+      done_.fetch_add(1, std::memory_order_release);
     }
   }
 
@@ -62,9 +77,18 @@ class Job {
   }
 
  private:
-  const int64_t tasks_;
+  void wait_for(int64_t tasks) const {
+    const auto reached = [&] { return done_.load(std::memory_order_acquire) >= tasks; };
+    spin_until(reached);
+    // The thread that is waited for may have lost its CPU.
+    while (!reached()) std::this_thread::yield();
+  }
+
   const Body& body_;
+  std::vector<int64_t> ends_;  // of the steps, counted over all tasks
   std::atomic<int64_t> next_{0};
+  std::atomic<int64_t> done_{0};
+  std::atomic<bool> failed_{false};
   std::mutex mutex_;
   std::exception_ptr failure_;
 };
@@ -172,9 +196,9 @@ ThreadPool& pool() {
 
 }  // namespace
 
-void parallel_for(int64_t tasks, int threads, const Body& body) {
+void parallel_for(const std::vector<int64_t>& tasks, int threads, const Body& body) {
   Job job(tasks, body);
-  const int useful = static_cast<int>(std::min<int64_t>(threads, tasks));
+  const int useful = static_cast<int>(std::min<int64_t>(threads, job.tasks()));
   if (useful <= 1 || !pool().try_run(job, useful)) job.work(0);
   job.rethrow();
 }

@@ -1,0 +1,160 @@
+"""The engine of a FusedConvMixer: its trunk in one call, where a backend has such a call.
+
+What a backend makes of the weights (packed, for the CPU) is derived from the module's parameters
+and kept beside them. It is made again whenever they are not the same any more: other tensors,
+or changed in place, as ``load_state_dict`` does. It is no part of ``state_dict``, copies and
+pickles.
+
+Where one call would not do what the ops one by one do, :meth:`Engine.trunk` returns None: while
+something looks at single operations (compiling, exporting, autocast, dispatch modes, function
+transforms, hooks on layers), and for inputs that the ops refuse, with their own errors.
+"""
+
+import operator
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from convmixer_fast import backends
+from convmixer_fast.spec import FoldedLayer
+
+if TYPE_CHECKING:
+    from convmixer_fast.fused import FusedConvMixer
+
+__all__ = ["Engine"]
+
+Trunk = Callable[..., Tensor]
+
+_DEVICES = ("cpu", "cuda")
+
+
+class Engine:
+    """Makes, keeps and renews the trunk of one module.
+
+    A copy begins without one: what is kept belongs to the tensors that it was made from.
+    """
+
+    def __init__(self) -> None:
+        # One attribute, so that several Python threads see all of it or nothing.
+        self._made: tuple[_Source, object, Trunk] | None = None
+
+    def __deepcopy__(self, memo: object) -> "Engine":
+        return Engine()
+
+    def __reduce__(self) -> tuple[type["Engine"], tuple[()]]:
+        return Engine, ()
+
+    def trunk(self, model: "FusedConvMixer", x: Tensor) -> Trunk | None:
+        """Return what computes stem and layers of ``model`` for ``x``, or None for the ops.
+
+        The trunk is called with an image batch (N, C, H, W) and ``mean``: whether it returns
+        the last layer's output or its mean over the positions.
+        """
+        if torch.compiler.is_compiling() or not _is_plain(x):
+            return None
+        made, where = self._made, (model.backend, x.device, x.dtype)
+        if made is not None and made[1] == where and made[0].unchanged():
+            source, _, trunk = made
+            return trunk if source.takes(x) else None
+        source = _Source(model)
+        if not (source.usable() and source.takes(x)):
+            return None
+        make = backends.trunk_maker(backends.resolve(model.backend, x.device, x.dtype))
+        if make is None:
+            return None
+        self._made = None  # before memory for another one is asked for
+        with torch.inference_mode(False), torch.no_grad():
+            trunk = make(source.blocks[0].folded(), tuple(source.layers()))
+        self._made = source, where, trunk
+        return trunk
+
+
+class _Source:
+    """The modules and tensors that a trunk is made from, and whether they are still the same.
+
+    Checked at every call, and so kept short: views of the modules' own dictionaries are compared
+    with what they held, and tensors by address and count of changes in place.
+    """
+
+    def __init__(self, model: "FusedConvMixer") -> None:
+        layers = list(model.blocks._modules.values())
+        self.blocks: list[Any] = [model.stem]
+        for layer in layers:
+            self.blocks += layer._modules.values() if isinstance(layer, nn.Sequential) else [None]
+        modules = [model.stem, model.blocks, *layers, *self.blocks[1:]]
+        self._hooks = [
+            hooks
+            for module in modules
+            if module is not None
+            for hooks in (module._forward_hooks, module._forward_pre_hooks)
+        ]
+        fused = [block for block in self.blocks if block is not None]
+        self._views = [model._modules.values(), model.blocks._modules.values()]
+        self._views += [layer._modules.values() for layer in layers if layer is not None]
+        self._views += [block._parameters.values() for block in fused]
+        self._held = list(chain.from_iterable(self._views))
+        self._tensors = [t for block in fused for t in block._parameters.values() if t is not None]
+        self._activations = [getattr(block, "activation", None) for block in fused]
+        # Inference tensors do not count their changes.
+        self._counted = not any(tensor.is_inference() for tensor in self._tensors)
+        self._changes = self._count_changes() if self._counted else []
+
+    def usable(self) -> bool:
+        """Whether one call can stand for the modules: as they were made, and nobody looking."""
+        from convmixer_fast.fused import DepthwiseBlock, PatchEmbed, PointwiseBlock
+
+        pairs = [DepthwiseBlock, PointwiseBlock] * ((len(self.blocks) - 1) // 2)
+        as_made = [type(block) for block in self.blocks] == [PatchEmbed, *pairs]
+        return as_made and self._counted and not any(self._hooks) and self._needs_no_gradient()
+
+    def unchanged(self) -> bool:
+        """Whether a trunk made from this may be used again."""
+        return (
+            sum(map(len, self._views)) == len(self._held)
+            and all(map(operator.is_, chain.from_iterable(self._views), self._held))
+            and self._count_changes() == self._changes
+            and [block.activation for block in self.blocks] == self._activations
+            and not any(self._hooks)
+            and self._needs_no_gradient()
+        )
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether the ops would take ``x``."""
+        weight = self.blocks[0].weight
+        if x.dim() != 4 or x.dtype != weight.dtype or x.device != weight.device:
+            return False
+        _, channels, height, width = x.shape
+        _, wanted, patch_h, patch_w = weight.shape
+        strided = x.layout == torch.strided
+        return channels == wanted and height >= patch_h and width >= patch_w and strided
+
+    def layers(self) -> Iterator[FoldedLayer]:
+        """Yield the layers; one that stands at several positions is one object at each."""
+        made: dict[int, FoldedLayer] = {}
+        for depthwise, pointwise in zip(self.blocks[1::2], self.blocks[2::2], strict=True):
+            if id(depthwise) not in made:
+                made[id(depthwise)] = FoldedLayer(depthwise.folded(), pointwise.folded())
+            yield made[id(depthwise)]
+
+    def _count_changes(self) -> list[tuple[int, int]]:
+        return [(tensor.data_ptr(), tensor._version) for tensor in self._tensors]
+
+    def _needs_no_gradient(self) -> bool:
+        # Weights that require one are left to the ops, which refuse them.
+        return not torch.is_grad_enabled() or not any(t.requires_grad for t in self._tensors)
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether nothing but the arithmetic happens to operations on ``x``."""
+    device = x.device.type
+    return (
+        type(x) in (Tensor, nn.Parameter)
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        and device in _DEVICES
+        and not torch.is_autocast_enabled(device)
+        and not torch.jit.is_tracing()
+    )

@@ -1,0 +1,52 @@
+// erfc(t / sqrt(2)) / 2 by table, where registers of 16 floats make looking up 32 entries cheap.
+#pragma once
+
+#include "simd.h"
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace convmixer_fast::cpu {
+
+constexpr int kTableIntervals = 32;
+constexpr int kTableDegree = 5;
+constexpr int kTableTerms = kTableDegree + 2;
+constexpr float kGeluLimit = 6.0F;
+
+// On each of equal intervals of [0, kGeluLimit] the coefficients of a polynomial in the distance
+// from its middle, in intervals: kGeluTable[term][interval]. Error below 1e-9. What rounding the
+// constant one to a float leaves is the last term: it would be the same error in every result of
+// an interval, which a mean over many pixels does not average out.
+extern const float (&kGeluTable)[kTableTerms][kTableIntervals];
+
+#if defined(__AVX512F__)
+namespace {
+
+// base - t * Q(t), with Q by the table.
+CONVMIXER_FAST_INLINE Vector<16> subtract_by_table(
+    const float (&table)[kTableTerms][kTableIntervals], Vector<16> base, Vector<16> t) {
+  using Index = BitsOf<16>::Type;
+  constexpr float kPerUnit = kTableIntervals / kGeluLimit;
+  const Vector<16> position = t * kPerUnit;
+  const Index found = __builtin_convertvector(position, Index);
+  // The limit itself belongs to the last interval.
+  const Index last = Index{} + (kTableIntervals - 1);
+  const Index interval = found < last ? found : last;
+  const Vector<16> u = position - (__builtin_convertvector(interval, Vector<16>) + 0.5F);
+  const auto look_up = [&](int term) {
+    return reinterpret_cast<Vector<16>>(_mm512_permutex2var_ps(
+        _mm512_load_ps(table[term]), reinterpret_cast<__m512i>(interval),
+        _mm512_load_ps(table[term] + 16)));
+  };
+  Vector<16> value = look_up(kTableDegree);
+#pragma GCC unroll 8
+  for (int term = kTableDegree - 1; term > 0; --term) value = value * u + look_up(term);
+  value = value * u + look_up(kTableDegree + 1);
+  return base - t * (look_up(0) + value);
+}
+
+}  // namespace
+#endif
+
+}  // namespace convmixer_fast::cpu

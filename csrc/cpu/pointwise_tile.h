@@ -1,0 +1,121 @@
+// The matrix product under pointwise_block and patch_embed, with its epilogue.
+//
+// A register tile is up to kRows pixels by kVectors * kWidth output channels of one panel. Per
+// step of the depth that many weights are loaded, and one input per pixel is broadcast.
+#pragma once
+
+#include "epilogue.h"
+#include "kernels.h"
+#include "simd.h"
+
+namespace convmixer_fast::cpu {
+namespace {
+
+// Sums are made of pieces of this depth: one long chain of additions loses more digits.
+constexpr int64_t kSumDepth = 64;
+
+constexpr int kPrefetchSteps = 8;
+
+struct Product {
+  const float* y;  // the first pixel, in the first block of the piece of depth
+  int64_t y_block_stride;
+  int64_t depth;        // of the piece
+  const float* weight;  // (depth, kPanel), from the first channel on
+  bool accumulate;
+  float* sums;  // (..., kBlock), one row a pixel
+};
+
+using Multiply = void (*)(const Product& product);
+
+template <int kRows, int kVectors, int kWidth>
+__attribute__((noinline)) void multiply(const Product& product) {
+  constexpr int kPerBlock = kBlock / kWidth;
+  const auto sums_at = [&](int row, int v) {
+    return product.sums + v / kPerBlock * kRows * kBlock + row * kBlock + v % kPerBlock * kWidth;
+  };
+  Vector<kWidth> sum[kRows][kVectors] = {};
+  const float* weight = product.weight;
+  const float* y = product.y;
+  for (int64_t begin = 0; begin < product.depth; begin += kBlock, y += product.y_block_stride) {
+    const int64_t steps = smaller(kBlock, product.depth - begin);
+    for (int64_t k = 0; k < steps; ++k, weight += kPanel) {
+      Vector<kWidth> w[kVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        w[v] = load<kWidth>(weight + v * kWidth);
+        __builtin_prefetch(weight + kPrefetchSteps * kPanel + v * kWidth);
+      }
+#pragma GCC unroll 16
+      for (int row = 0; row < kRows; ++row) {
+        const Vector<kWidth> value = broadcast<kWidth>(y[row * kBlock + k]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) sum[row][v] += value * w[v];
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int row = 0; row < kRows; ++row) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      if (product.accumulate) sum[row][v] += load<kWidth>(sums_at(row, v));
+      store<kWidth>(sums_at(row, v), sum[row][v]);
+    }
+  }
+}
+
+template <int kRows, int kVectors, int kWidth>
+Multiply select_multiply(int64_t rows) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return select_multiply<kRows - 1, kVectors, kWidth>(rows);
+  }
+  return multiply<kRows, kVectors, kWidth>;
+}
+
+// sums (columns / kBlock, rows, kBlock) = y (rows) * weight (depth, kPanel), for its first columns.
+template <int kRows, int kVectors, int kWidth>
+void multiply_rows(const float* y, int64_t y_block_stride, int64_t depth, const float* weight,
+                   int64_t rows, int64_t columns, float* sums) {
+  const Multiply multiply = select_multiply<kRows, kVectors, kWidth>(rows);
+  for (int64_t column = 0; column < columns; column += kVectors * kWidth) {
+    Product product{};
+    product.sums = sums + column / kBlock * rows * kBlock + column % kBlock;
+    product.y_block_stride = y_block_stride;
+    for (int64_t begin = 0; begin == 0 || begin < depth; begin += kSumDepth) {
+      product.y = y + begin / kBlock * y_block_stride;
+      product.depth = smaller(kSumDepth, depth - begin);
+      product.weight = weight + begin * kPanel + column;
+      product.accumulate = begin > 0;
+      multiply(product);
+    }
+  }
+}
+
+// Panels outside, pixels inside: a panel's weights stay in the cache while all pixels use them.
+template <int kRows, int kVectors, int kWidth>
+void pointwise_tile(const PointwiseTile& tile) {
+  const Finish finish = select_finish<kWidth>(tile.epilogue.activation);
+  const int64_t panels = (tile.blocks * kBlock + kPanel - 1) / kPanel;
+  // Rows are shared out evenly, so that no small register tile is left over.
+  const int64_t row_tiles = (tile.pixels + kRows - 1) / kRows;
+  alignas(64) float sums[kPanel * kRows];
+  for (int64_t panel = 0; panel < panels; ++panel) {
+    for (int64_t i = 0; i < row_tiles; ++i) {
+      const int64_t begin = i * tile.pixels / row_tiles;
+      const int64_t end = (i + 1) * tile.pixels / row_tiles;
+      const int64_t first_block = panel * (kPanel / kBlock);
+      const int64_t blocks = smaller(kPanel / kBlock, tile.blocks - first_block);
+      multiply_rows<kRows, kVectors, kWidth>(tile.y + begin * kBlock, tile.y_block_stride,
+                                             tile.depth,
+                                             tile.weight + panel * tile.depth * kPanel,
+                                             end - begin, blocks * kBlock, sums);
+      for (int64_t block = 0; block < blocks; ++block) {
+        finish(sums + block * (end - begin) * kBlock, end - begin,
+               BlockEpilogue(tile.epilogue, first_block + block), nullptr,
+               tile.z + (first_block + block) * tile.z_block_stride + begin * kBlock);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace convmixer_fast::cpu

@@ -1,0 +1,329 @@
+#include "trunk.h"
+
+#include <algorithm>
+
+#include "dispatch.h"
+#include "scratch.h"
+#include "thread_pool.h"
+
+namespace convmixer_fast::cpu {
+namespace {
+
+// Floats that a tile holds between the two ops of a layer: it should stay in a 1 MiB L2 cache
+// beside a panel of weights.
+constexpr int64_t kTileFloats = 112 * 1024;
+constexpr int64_t kMostTilePixels = 448;
+constexpr int64_t kFewestTilePixels = 28;
+
+// Multiplications below which a thread costs more to wake, and a tile to wait for, than it saves.
+constexpr int64_t kThreadWork = 200'000;
+constexpr int64_t kTileWork = 50'000;
+
+int useful_threads(int threads, int64_t multiplications) {
+  return static_cast<int>(std::clamp<int64_t>(multiplications / kThreadWork, 1, threads));
+}
+
+// The pixels of an image in tiles of whole groups, all of equal size, give or take one group.
+struct Tiling {
+  int64_t pixels;
+  int64_t groups;
+  int64_t tiles;
+
+  int64_t first_group(int64_t tile) const { return tile * groups / tiles; }
+  int64_t begin(int64_t tile) const { return first_group(tile) * pixels / groups; }
+  int64_t most_groups() const { return divide_up(groups, tiles); }
+  int64_t largest() const { return most_groups() * divide_up(pixels, groups); }
+};
+
+// How large the buffers are, and how much work a pixel is.
+struct Extent {
+  explicit Extent(const Trunk& trunk, const Patches& patches)
+      : pixels(patches.rows() * patches.columns()),
+        tile_channels(blocks_of(patches.depth()) * kBlock),
+        channels(blocks_of(trunk.stem.channels_out) * kBlock),
+        pixel_work(patches.depth() * trunk.stem.channels_out) {
+    for (const Layer& layer : trunk.layers) {
+      const int64_t in = layer.depthwise.channels;
+      const int64_t out = layer.pointwise.channels_out;
+      const int64_t work = in * (layer.depthwise.kernel_size * layer.depthwise.kernel_size + out);
+      tile_channels = std::max(tile_channels, blocks_of(in) * kBlock);
+      if (layer.pointwise.strassen) strassen_depth = std::max(strassen_depth, in);
+      channels = std::max(channels, blocks_of(out) * kBlock);
+      pixel_work += work;
+    }
+  }
+
+  // For one thread: as large as the cache allows. For several: a whole number for each.
+  Tiling tiling(int threads) const {
+    const int64_t most = std::clamp(kTileFloats / tile_channels, kFewestTilePixels,
+                                    kMostTilePixels);
+    int64_t tiles = divide_up(pixels, most);
+    if (threads > 1) {
+      tiles = std::max<int64_t>(tiles, 2 * threads);
+      tiles = std::min(tiles, std::max<int64_t>(pixels / kFewestTilePixels, threads));
+      tiles = divide_up(tiles, threads) * threads;
+    }
+    return {pixels, groups(), std::clamp<int64_t>(tiles, 1, groups())};
+  }
+
+  // Independent of the threads, as results depend on it. A multiple of 4, so that 2 or 4 threads
+  // get as much each.
+  int64_t groups() const {
+    if (strassen_depth == 0) return pixels;
+    return std::min(divide_up(divide_up(pixels, 2 * kernels().tile_rows), 4) * 4, pixels);
+  }
+
+  int64_t pixels;
+  int64_t tile_channels;  // the widest input of a product
+  int64_t channels;       // of the widest activation
+  int64_t strassen_depth = 0;  // of the deepest such product
+  int64_t pixel_work;
+};
+
+// One image on its way through the trunk.
+class Pass {
+ public:
+  // buffers: two activations; the same one twice if there is one tile.
+  Pass(const Trunk& trunk, const Patches& patches, const Tiling& tiling, float* first,
+       float* second)
+      : isa_(kernels()), trunk_(trunk), patches_(patches), tiling_(tiling),
+        buffers_{first, second} {}
+
+  // The stem is step 0, layers follow. Between the ops of a layer stands y; z is for Strassen.
+  void tile(int64_t step, int64_t tile, const float* image, float* y, float* z) const {
+    const int64_t begin = tiling_.begin(tile);
+    const int64_t end = tiling_.begin(tile + 1);
+    const int64_t stride = tiling_.largest() * kBlock;
+    if (step == 0) {
+      patches_to_blocks(image, patches_, begin, end, y, stride);
+      product(trunk_.stem, patches_.depth(), step, tile, y, z);
+      return;
+    }
+    const Layer& layer = trunk_.layers[static_cast<size_t>(step - 1)];
+    const DepthwiseBlock& block = layer.depthwise;
+    isa_.depthwise_tile({buffers_[(step - 1) % 2], block.weight, block.epilogue, block.residual,
+                         blocks_of(block.channels), patches_.rows(), patches_.columns(),
+                         block.kernel_size, begin, end, y, stride});
+    product(layer.pointwise, block.channels, step, tile, y, z);
+  }
+
+  // Blocks [begin, end) of the result; `out` is where all of it goes.
+  void finish(Result result, int64_t begin, int64_t end, float* out) const {
+    const int64_t first = begin * kBlock;
+    const int64_t channels = std::min(end * kBlock, channels_out(trunk_)) - first;
+    const int64_t pixels = tiling_.pixels;
+    const float* last = buffers_[trunk_.layers.size() % 2] + first * pixels;
+    if (result == Result::kMean) {
+      mean_of_blocks(last, channels, pixels, out + first);
+    } else {
+      from_blocks(last, pixels * kBlock, channels, pixels, 0, pixels, out + first * pixels);
+    }
+  }
+
+  static int64_t channels_out(const Trunk& trunk) {
+    return trunk.layers.empty() ? trunk.stem.channels_out
+                                : trunk.layers.back().pointwise.channels_out;
+  }
+
+ private:
+  void product(const ProductBlock& block, int64_t depth, int64_t step, int64_t tile,
+               const float* y, float* scratch) const {
+    const int64_t begin = tiling_.begin(tile);
+    const PointwiseTile product{y,
+                                tiling_.largest() * kBlock,
+                                tiling_.begin(tile + 1) - begin,
+                                depth,
+                                block.weight,
+                                block.epilogue,
+                                blocks_of(block.channels_out),
+                                buffers_[step % 2] + begin * kBlock,
+                                tiling_.pixels * kBlock};
+    if (block.strassen) {
+      isa_.strassen_tile({product, tiling_.pixels, tiling_.groups, tiling_.first_group(tile),
+                          tiling_.first_group(tile + 1), scratch});
+    } else {
+      isa_.pointwise_tile(product);
+    }
+  }
+
+  const Kernels& isa_;
+  const Trunk& trunk_;
+  const Patches& patches_;
+  const Tiling& tiling_;
+  float* buffers_[2];
+};
+
+// Where the parts of a call's scratch lie: activations of each image on its way, tiles of each
+// thread.
+class Buffers {
+ public:
+  Buffers(const Extent& extent, const Tiling& tiling, int64_t images, int threads)
+      : activation_(padded(extent.channels * extent.pixels)),
+        tile_(padded(extent.tile_channels * tiling.largest())),
+        strassen_(extent.strassen_depth == 0
+                      ? 0
+                      : padded(kernels().strassen_scratch(tiling.most_groups(),
+                                                          extent.strassen_depth))),
+        // One tile is read whole before any of it is written.
+        per_image_(tiling.tiles == 1 ? 1 : 2),
+        images_(images),
+        scratch_(images * per_image_ * activation_ + threads * (tile_ + strassen_)),
+        base_(scratch_.take(0)) {}
+
+  float* first(int64_t image) const { return base_ + image * per_image_ * activation_; }
+  float* second(int64_t image) const { return first(image) + (per_image_ - 1) * activation_; }
+  float* tile(int participant) const {
+    return base_ + images_ * per_image_ * activation_ + participant * (tile_ + strassen_);
+  }
+  float* strassen(int participant) const { return tile(participant) + tile_; }
+
+ private:
+  int64_t activation_;
+  int64_t tile_;
+  int64_t strassen_;
+  int64_t per_image_;
+  int64_t images_;
+  ScratchLease scratch_;
+  float* base_;
+};
+
+// Each image by one thread.
+void run_images(const Trunk& trunk, const Extent& extent, const float* images, int64_t count,
+                const Patches& patches, Result result, float* out, int64_t out_floats,
+                int threads) {
+  const int64_t image_floats = patches.channels * patches.height * patches.width;
+  const int64_t steps = static_cast<int64_t>(trunk.layers.size()) + 1;
+  const Tiling tiling = extent.tiling(1);
+  const Buffers buffers(extent, tiling, threads, threads);
+  parallel_for({count}, threads, [&](int64_t, int64_t image, int participant) {
+    const Pass pass(trunk, patches, tiling, buffers.first(participant),
+                    buffers.second(participant));
+    for (int64_t step = 0; step < steps; ++step) {
+      for (int64_t tile = 0; tile < tiling.tiles; ++tile) {
+        pass.tile(step, tile, images + image * image_floats, buffers.tile(participant),
+                  buffers.strassen(participant));
+      }
+    }
+    pass.finish(result, 0, blocks_of(Pass::channels_out(trunk)), out + image * out_floats);
+  });
+}
+
+// One image by all threads: a step is complete before the next begins.
+void run_image(const Trunk& trunk, const Extent& extent, const float* image,
+               const Patches& patches, Result result, float* out, int threads) {
+  const int64_t layers = static_cast<int64_t>(trunk.layers.size());
+  const Tiling tiling = extent.tiling(threads);
+  const Buffers buffers(extent, tiling, 1, threads);
+  const Pass pass(trunk, patches, tiling, buffers.first(0), buffers.second(0));
+  std::vector<int64_t> tasks(static_cast<size_t>(layers + 1), tiling.tiles);
+  const int64_t blocks = blocks_of(Pass::channels_out(trunk));
+  const int64_t parts = std::min<int64_t>(blocks, threads);
+  tasks.push_back(parts);
+  parallel_for(tasks, threads, [&](int64_t step, int64_t task, int participant) {
+    if (step <= layers) {
+      pass.tile(step, task, image, buffers.tile(participant), buffers.strassen(participant));
+    } else {
+      pass.finish(result, task * blocks / parts, (task + 1) * blocks / parts, out);
+    }
+  });
+}
+
+}  // namespace
+
+void run_trunk(const Trunk& trunk, const float* images, int64_t count, const Patches& patches,
+               Result result, float* out, int threads) {
+  const Extent extent(trunk, patches);
+  const int64_t image_work = extent.pixels * extent.pixel_work;
+  threads = useful_threads(threads, count * image_work);
+  const int64_t out_floats =
+      Pass::channels_out(trunk) * (result == Result::kMean ? 1 : extent.pixels);
+  const int64_t image_floats = patches.channels * patches.height * patches.width;
+  const int64_t steps = static_cast<int64_t>(trunk.layers.size()) + 1;
+  // Small images are not worth sharing out: one thread does a last one that is left over.
+  const bool shared = threads > 1 && extent.pixels > 1 &&
+                      image_work >= kTileWork * steps * threads;
+  const int64_t alone = shared ? count - count % threads : count;
+  if (alone > 0) {
+    run_images(trunk, extent, images, alone, patches, result, out, out_floats,
+               static_cast<int>(std::min<int64_t>(threads, alone)));
+  }
+  for (int64_t image = alone; image < count; ++image) {
+    run_image(trunk, extent, images + image * image_floats, patches, result,
+              out + image * out_floats, threads);
+  }
+}
+
+void run_depthwise(const DepthwiseBlock& block, const float* x, int64_t images, int64_t height,
+                   int64_t width, float* out, int threads) {
+  const Kernels& isa = kernels();
+  const int64_t pixels = height * width;
+  const int64_t blocks = blocks_of(block.channels);
+  const int64_t taps = block.kernel_size * block.kernel_size;
+  const int64_t radius = block.kernel_size / 2;
+  threads = useful_threads(threads, images * block.channels * pixels * taps);
+  // Large images in bands of rows, which are read with those above and below that they touch.
+  const int64_t most_rows = std::max(kTileFloats / (width * kBlock), radius + 1);
+  const int64_t bands = divide_up(height, most_rows);
+  const int64_t band_rows = divide_up(height, bands);
+  const int64_t read_floats = std::min(band_rows + 2 * radius, height) * width * kBlock;
+  const int64_t part = padded(read_floats + band_rows * width * kBlock);
+  ScratchLease scratch(threads * part);
+  float* parts = scratch.take(threads * part);
+  parallel_for({images * blocks * bands}, threads, [&](int64_t, int64_t task, int participant) {
+    const int64_t first = task / bands % blocks;
+    const int64_t at =
+        (task / bands / blocks * block.channels + first * kBlock) * pixels;
+    const int64_t channels = std::min<int64_t>(kBlock, block.channels - first * kBlock);
+    const int64_t row = task % bands * height / bands;
+    const int64_t end = (task % bands + 1) * height / bands;
+    const int64_t read = std::max<int64_t>(row - radius, 0);
+    const int64_t read_end = std::min(end + radius, height);
+    float* input = parts + participant * part;
+    float* result = input + read_floats;
+    to_blocks(x + at, channels, pixels, read * width, read_end * width, input, read_floats);
+    Epilogue epilogue = block.epilogue;
+    epilogue.bias += first * kBlock;
+    epilogue.scale += first * kBlock;
+    epilogue.shift += first * kBlock;
+    isa.depthwise_tile({input, block.weight + first * taps * kBlock, epilogue, block.residual, 1,
+                        read_end - read, width, block.kernel_size, (row - read) * width,
+                        (end - read) * width, result, part});
+    from_blocks(result, part, channels, pixels, row * width, end * width, out + at);
+  });
+}
+
+void run_product(const ProductBlock& block, const float* x, int64_t images,
+                 const Patches& patches, float* out, int threads) {
+  // A trunk without layers, of which each image's tiles are tasks of their own.
+  const Kernels& isa = kernels();
+  Trunk trunk{block, {}};
+  const Extent extent(trunk, patches);
+  threads = useful_threads(threads, images * extent.pixels * extent.pixel_work);
+  const Tiling tiling = extent.tiling(images >= 4 * threads ? 1 : threads);
+  const int64_t depth_floats = blocks_of(patches.depth()) * kBlock;
+  const int64_t blocks = blocks_of(block.channels_out);
+  const int64_t stride = tiling.largest() * kBlock;
+  const int64_t part = padded((depth_floats + blocks * kBlock) * tiling.largest());
+  ScratchLease scratch(threads * part);
+  float* parts = scratch.take(threads * part);
+  const int64_t image_floats = patches.channels * patches.height * patches.width;
+  parallel_for({images * tiling.tiles}, threads, [&](int64_t, int64_t task, int participant) {
+    const int64_t image = task / tiling.tiles;
+    const int64_t begin = tiling.begin(task % tiling.tiles);
+    const int64_t pixels = tiling.begin(task % tiling.tiles + 1) - begin;
+    float* y = parts + participant * part;
+    float* z = y + depth_floats * tiling.largest();
+    const float* source = x + image * image_floats;
+    if (patches.patch_h * patches.patch_w == 1) {
+      to_blocks(source, patches.channels, extent.pixels, begin, begin + pixels, y, stride);
+    } else {
+      patches_to_blocks(source, patches, begin, begin + pixels, y, stride);
+    }
+    isa.pointwise_tile({y, stride, pixels, patches.depth(), block.weight, block.epilogue, blocks,
+                        z, stride});
+    from_blocks(z, stride, block.channels_out, extent.pixels, begin, begin + pixels,
+                out + image * block.channels_out * extent.pixels);
+  });
+}
+
+}  // namespace convmixer_fast::cpu

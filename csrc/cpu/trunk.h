@@ -1,0 +1,58 @@
+// A whole ConvMixer trunk, and its ops one by one, on raw float32 tensors.
+//
+// Nothing is checked: bindings.cpp does. Weights are packed (kernels.h): depthwise ones
+// (blocks, kernel_size^2, kBlock), products' (panels, depth, kPanel), vectors to whole panels.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels.h"
+#include "layout.h"
+
+namespace convmixer_fast::cpu {
+
+// act(product with weight) * scale + shift: a pointwise convolution, or the patch embedding.
+struct ProductBlock {
+  const float* weight;
+  Epilogue epilogue;
+  int64_t channels_out;
+  bool strassen;  // whether the weight is packed for that
+};
+
+struct DepthwiseBlock {
+  const float* weight;
+  Epilogue epilogue;
+  bool residual;
+  int64_t channels;
+  int64_t kernel_size;
+};
+
+struct Layer {
+  DepthwiseBlock depthwise;
+  ProductBlock pointwise;
+};
+
+struct Trunk {
+  ProductBlock stem;
+  std::vector<Layer> layers;
+};
+
+enum class Result { kFeatures, kMean };
+
+// Images (images, patches.channels, patches.height, patches.width) to the last layer's output,
+// (images, channels, rows, columns), or to its mean over the positions, (images, channels).
+//
+// Results do not depend on the number of threads. Each image of a large batch is computed by one
+// thread; what does not go round is shared by all, tile by tile.
+void run_trunk(const Trunk& trunk, const float* images, int64_t count, const Patches& patches,
+               Result result, float* out, int threads);
+
+void run_depthwise(const DepthwiseBlock& block, const float* x, int64_t images, int64_t height,
+                   int64_t width, float* out, int threads);
+
+// A pointwise convolution is the case of patches of 1 x 1.
+void run_product(const ProductBlock& block, const float* x, int64_t images,
+                 const Patches& patches, float* out, int threads);
+
+}  // namespace convmixer_fast::cpu
