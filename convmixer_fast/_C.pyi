@@ -3,7 +3,7 @@
 BLOCK: int
 PANEL: int
 
-# Addresses of weight, bias, scale and shift; the activation: 0 (gelu), 1 (gelu_tanh), 2 (relu).
+# Addresses of weight, bias, scale and shift; the activation: 0 (gelu), 1 (gelu_tanh), 2 (relu), 3.
 _Packed = tuple[int, int, int, int, int]
 
 def isa() -> str: ...
@@ -45,6 +45,7 @@ class Trunk:
         channels_out: int,
         strassen: bool,
     ) -> None: ...
+    def set_head(self, head: _Packed, channels_out: int) -> None: ...
     def run(
-        self, x: int, out: int, images: int, height: int, width: int, mean: bool, threads: int
+        self, x: int, out: int, images: int, height: int, width: int, result: int, threads: int
     ) -> None: ...

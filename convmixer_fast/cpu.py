@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convmixer_fast import _C
-from convmixer_fast.spec import FoldedBlock, FoldedLayer
+from convmixer_fast.spec import FoldedBlock, FoldedLayer, Head
 
 __all__ = ["CpuTrunk", "depthwise_block_cpu", "patch_embed_cpu", "pointwise_block_cpu"]
 
-_ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "relu": 2}
+_ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "relu": 2, "none": 3}
+_RESULTS = {"features": 0, "mean": 1, "logits": 2}
 
 
 def depthwise_block_cpu(
@@ -128,9 +129,10 @@ class Packed:
 
     @classmethod
     def strassen(cls, block: FoldedBlock) -> "Packed":
-        """Pack (C_out, C_in, 1, 1) as (C_out / 2 / PANEL, 7, C_in / 2, PANEL); see csrc/cpu/kernels.h.
+        """Pack (C_out, C_in, 1, 1) for Strassen's products; see csrc/cpu/kernels.h.
 
-        The sums of blocks of weights are made in float64, and rounded once.
+        To (C_out / 2 / PANEL, 7, C_in / 2, PANEL). The sums of blocks of weights are made in
+        float64, and rounded once.
         """
         channels, depth = block.weight.shape[:2]
         matrix = block.weight.detach().double().flatten(1).T
@@ -153,14 +155,19 @@ def _suits_strassen(block: FoldedBlock) -> bool:
 
 
 class CpuTrunk:
-    """Stem and layers of a folded ConvMixer, packed once, run by one call.
+    """Stem, layers and head of a folded ConvMixer, packed once, run by one call.
 
     Args:
         stem: the patch embedding.
-        layers: the layers; the tensors may be of any dtype, and are copied.
+        layers: the layers.
+        head: the linear layer on the mean over the positions; without it there are no logits.
+
+    Tensors may be of any dtype, and are copied.
     """
 
-    def __init__(self, stem: FoldedBlock, layers: Sequence[FoldedLayer]) -> None:
+    def __init__(
+        self, stem: FoldedBlock, layers: Sequence[FoldedLayer], head: Head | None = None
+    ) -> None:
         self._channels, in_channels, patch_h, patch_w = stem.weight.shape
         self._patch = patch_h, patch_w
         packed = Packed.product(stem)
@@ -181,17 +188,28 @@ class CpuTrunk:
                 self._channels,
                 _suits_strassen(layer.pointwise),
             )
+        self._classes = 0
+        if head is not None and head.weight is not None:
+            linear = FoldedBlock(head.weight[:, :, None, None], head.bias, None, None, "none")
+            packed = Packed.product(linear)
+            self._packed.append(packed)
+            self._classes = head.weight.shape[0]
+            self._trunk.set_head(packed.addresses, self._classes)
 
-    def __call__(self, x: Tensor, *, mean: bool) -> Tensor:
-        """Map images (N, C, H, W) to the last layer's output, or to its mean over the positions.
+    def __call__(self, x: Tensor, result: str) -> Tensor:
+        """Map images (N, C, H, W) to ``result``.
 
         Returns:
-            (N, channels, H / P_h, W / P_w), or with ``mean`` (N, channels), in the dtype of ``x``.
+            In the dtype of ``x``: ``"features"``: the last layer's output (N, channels, H / P_h,
+            W / P_w); ``"mean"``: its mean over the positions (N, channels); ``"logits"``: what the
+            head makes of that (N, classes).
         """
         images, _, height, width = x.shape
-        shape = (images, self._channels)
-        if not mean:
+        shape: tuple[int, ...] = (images, self._channels)
+        if result == "features":
             shape += height // self._patch[0], width // self._patch[1]
+        elif result == "logits":
+            shape = (images, self._classes)
         out = _empty(shape)
         if images > 0:
             source = _float32(x)
@@ -201,7 +219,7 @@ class CpuTrunk:
                 images,
                 height,
                 width,
-                mean,
+                _RESULTS[result],
                 torch.get_num_threads(),
             )
         return out.to(x.dtype)

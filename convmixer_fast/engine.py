@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from convmixer_fast import backends
-from convmixer_fast.spec import FoldedLayer
+from convmixer_fast.spec import FoldedLayer, Head
 
 if TYPE_CHECKING:
     from convmixer_fast.fused import FusedConvMixer
@@ -47,18 +47,19 @@ class Engine:
     def __reduce__(self) -> tuple[type["Engine"], tuple[()]]:
         return Engine, ()
 
-    def trunk(self, model: "FusedConvMixer", x: Tensor) -> Trunk | None:
+    def trunk(self, model: "FusedConvMixer", x: Tensor) -> tuple[Trunk, str] | None:
         """Return what computes stem and layers of ``model`` for ``x``, or None for the ops.
 
-        The trunk is called with an image batch (N, C, H, W) and ``mean``: whether it returns
-        the last layer's output or its mean over the positions.
+        The trunk is called with an image batch (N, C, H, W) and what to return: ``"features"``,
+        or if the head begins so ``"mean"`` (over the positions), or if it is so ``"logits"``.
+        The last of these that it can do comes with it.
         """
         if torch.compiler.is_compiling() or not _is_plain(x):
             return None
         made, where = self._made, (model.backend, x.device, x.dtype)
         if made is not None and made[1] == where and made[0].unchanged():
             source, _, trunk = made
-            return trunk if source.takes(x) else None
+            return (trunk, source.result) if source.takes(x) else None
         source = _Source(model)
         if not (source.usable() and source.takes(x)):
             return None
@@ -67,9 +68,9 @@ class Engine:
             return None
         self._made = None  # before memory for another one is asked for
         with torch.inference_mode(False), torch.no_grad():
-            trunk = make(source.blocks[0].folded(), tuple(source.layers()))
+            trunk = make(source.blocks[0].folded(), tuple(source.layers()), source.head())
         self._made = source, where, trunk
-        return trunk
+        return trunk, source.result
 
 
 class _Source:
@@ -84,7 +85,8 @@ class _Source:
         self.blocks: list[Any] = [model.stem]
         for layer in layers:
             self.blocks += layer._modules.values() if isinstance(layer, nn.Sequential) else [None]
-        modules = [model.stem, model.blocks, *layers, *self.blocks[1:]]
+        end = [model.global_pool, model.head_drop, model.head]
+        modules = [model.stem, model.blocks, *layers, *self.blocks[1:], *end]
         self._hooks = [
             hooks
             for module in modules
@@ -92,11 +94,18 @@ class _Source:
             for hooks in (module._forward_hooks, module._forward_pre_hooks)
         ]
         fused = [block for block in self.blocks if block is not None]
+        self.result = "features"
+        if model.source_head is None and model.global_pool.pool_type == "avg":
+            plain = type(model.head) is nn.Linear and type(model.head_drop) is nn.Identity
+            self.result = "logits" if plain else "mean"
+        self._head: Any = model.head if self.result == "logits" else None
+        holders = fused if self._head is None else [*fused, self._head]
         self._views = [model._modules.values(), model.blocks._modules.values()]
         self._views += [layer._modules.values() for layer in layers if layer is not None]
-        self._views += [block._parameters.values() for block in fused]
+        self._views += [holder._parameters.values() for holder in holders]
         self._held = list(chain.from_iterable(self._views))
-        self._tensors = [t for block in fused for t in block._parameters.values() if t is not None]
+        held = chain.from_iterable(holder._parameters.values() for holder in holders)
+        self._tensors = [tensor for tensor in held if tensor is not None]
         self._activations = [getattr(block, "activation", None) for block in fused]
         # Inference tensors do not count their changes.
         self._counted = not any(tensor.is_inference() for tensor in self._tensors)
@@ -139,6 +148,10 @@ class _Source:
                 made[id(depthwise)] = FoldedLayer(depthwise.folded(), pointwise.folded())
             yield made[id(depthwise)]
 
+    def head(self) -> Head | None:
+        """Return the head, where the trunk can do it."""
+        return None if self._head is None else Head("avg", self._head.weight, self._head.bias)
+
     def _count_changes(self) -> list[tuple[int, int]]:
         return [(tensor.data_ptr(), tensor._version) for tensor in self._tensors]
 
@@ -156,5 +169,5 @@ def _is_plain(x: Tensor) -> bool:
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
         and device in _DEVICES
         and not torch.is_autocast_enabled(device)
-        and not torch.jit.is_tracing()
+        and not torch._C._is_tracing()
     )

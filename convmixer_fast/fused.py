@@ -156,10 +156,16 @@ class FusedConvMixer(ConvMixerInterface):
             BackendUnavailableError: the backend named at ``optimize`` cannot run the input.
         """
         x, *extras = self._enter(x)
-        trunk = self._engine.trunk(self, x)
-        if trunk is not None and self._pools_in_trunk():
-            return self.head(self.head_drop(trunk(x, mean=True)))
-        features = super().forward_features(x) if trunk is None else trunk(x, mean=False)
+        found = self._engine.trunk(self, x)
+        if found is None:
+            features = super().forward_features(x)
+        else:
+            trunk, result = found
+            features = trunk(x, result)
+            if result == "logits":
+                return features
+            if result == "mean":
+                return self.head(self.head_drop(features))
         if self.source_head is not None:
             return self.source_head(features, *extras)
         return super().forward_head(features)
@@ -167,8 +173,8 @@ class FusedConvMixer(ConvMixerInterface):
     def forward_features(self, x: Tensor) -> Tensor:
         """Map images (N, in_chans, H, W) to the last layer's output (N, num_features, H', W')."""
         x = self._enter(x)[0]
-        trunk = self._engine.trunk(self, x)
-        return super().forward_features(x) if trunk is None else trunk(x, mean=False)
+        found = self._engine.trunk(self, x)
+        return super().forward_features(x) if found is None else found[0](x, "features")
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Map features (N, num_features, H', W') to logits, or pooled features.
@@ -235,15 +241,10 @@ class FusedConvMixer(ConvMixerInterface):
         prepared: tuple[Tensor, ...] = self.preprocess(x)
         return prepared
 
-    def _pools_in_trunk(self) -> bool:
-        """Whether the head begins with the mean over the positions, and nobody looks at it."""
-        pool = self.global_pool
-        watched = pool._forward_hooks or pool._forward_pre_hooks
-        return self.source_head is None and pool.pool_type == "avg" and not watched
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._engine = Engine()
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        return self
 
     def _need_plain_head(self, what: str) -> None:
         if self.source_head is not None:

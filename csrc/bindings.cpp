@@ -45,7 +45,7 @@ cpu::Epilogue to_epilogue(const Packed& packed) {
   check_address("scale", scale);
   check_address("shift", shift);
   if (activation < 0 || activation >= cpu::kActivationCount) {
-    throw std::invalid_argument("activation must be 0 (gelu), 1 (gelu_tanh) or 2 (relu), got " +
+    throw std::invalid_argument("activation must be 0 (gelu), 1 (gelu_tanh), 2 (relu) or 3 (none), got " +
                                 std::to_string(activation));
   }
   return {input(bias), input(scale), input(shift), static_cast<cpu::Activation>(activation)};
@@ -128,13 +128,22 @@ class Trunk {
     channels_ = channels_out;
   }
 
-  void run(Address x, Address out, int64_t images, int64_t height, int64_t width, bool mean,
+  void set_head(const Packed& head, int64_t channels_out) {
+    trunk_.head = to_product(head, channels_out);
+  }
+
+  // result: 0 for the last layer's output, 1 for its mean, 2 for what the head makes of that.
+  void run(Address x, Address out, int64_t images, int64_t height, int64_t width, int result,
            int threads) const {
     check_call(x, out, images, threads);
+    if (result < 0 || result > (trunk_.head ? 2 : 1)) {
+      throw std::invalid_argument("result must be 0, 1, or 2 if there is a head, got " +
+                                  std::to_string(result));
+    }
     const cpu::Patches patches = to_patches(in_channels_, height, width, patch_h_, patch_w_);
     const py::gil_scoped_release release;
-    cpu::run_trunk(trunk_, input(x), images, patches,
-                   mean ? cpu::Result::kMean : cpu::Result::kFeatures, output(out), threads);
+    cpu::run_trunk(trunk_, input(x), images, patches, static_cast<cpu::Result>(result),
+                   output(out), threads);
   }
 
  private:
@@ -166,8 +175,9 @@ PYBIND11_MODULE(_C, module) {
            arg("channels"), arg("patch_h"), arg("patch_w"), arg("channels_out"))
       .def("add_layer", &Trunk::add_layer, arg("depthwise"), arg("kernel_size"),
            arg("pointwise"), arg("channels_out"), arg("strassen"))
+      .def("set_head", &Trunk::set_head, arg("head"), arg("channels_out"))
       .def("run", &Trunk::run, arg("x"), arg("out"), arg("images"), arg("height"), arg("width"),
-           arg("mean"), arg("threads"));
+           arg("result"), arg("threads"));
 }
 
 }  // namespace convmixer_fast

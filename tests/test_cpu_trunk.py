@@ -48,10 +48,10 @@ def check(architecture, shape) -> None:
     with torch.no_grad():
         features = exact.forward_features(x.double())
         eager = relative_error(model.forward_features(x), features)
-    out = trunk(x, mean=False)
+    out = trunk(x, "features")
     assert out.shape == features.shape
     assert relative_error(out, features) <= max(2 * eager, 1e-6)
-    mean = trunk(x, mean=True)
+    mean = trunk(x, "mean")
     assert relative_error(mean, features.mean((2, 3))) <= max(2 * eager, 1e-6)
 
 
@@ -77,7 +77,7 @@ def test_layers_that_change_the_width(activation):
     widened = replace(widened, bias=None, scale=None, shift=torch.randn(72))
     layers = (replace(folded[0].layers[0], pointwise=widened), folded[1].layers[0])
     x = torch.randn(2, 3, 14, 10)
-    out = CpuTrunk(folded[0].stem, layers)(x, mean=False)
+    out = CpuTrunk(folded[0].stem, layers)(x, "features")
     y = cpu.patch_embed_cpu(x, *vars(folded[0].stem).values())
     for layer in layers:
         y = cpu.depthwise_block_cpu(y, *vars(layer.depthwise).values(), True)
@@ -96,38 +96,38 @@ def test_results_do_not_depend_on_threads(name, batch):
         outs = []
         for threads in (1, 2, 3, 7):
             torch.set_num_threads(threads)
-            outs += [trunk(x, mean=False) for _ in range(3)]
+            outs += [trunk(x, "features") for _ in range(3)]
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(out, outs[0]) for out in outs)
     # Nor on the images beside it.
-    assert torch.equal(trunk(x[-1:], mean=False), outs[0][-1:])
+    assert torch.equal(trunk(x[-1:], "features"), outs[0][-1:])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_16_bit_images_are_rounded_once(dtype):
     _, trunk = make(Architecture(24, 3, 5, 2, "gelu"))
     x = torch.randn(2, 3, 12, 12).to(dtype)
-    out = trunk(x, mean=False)
+    out = trunk(x, "features")
     assert out.dtype == dtype
-    assert torch.equal(out, trunk(x.float(), mean=False).to(dtype))
+    assert torch.equal(out, trunk(x.float(), "features").to(dtype))
 
 
 def test_no_images_and_strides():
     _, trunk = make(Architecture(24, 1, 3, 2, "gelu"))
-    assert trunk(torch.empty(0, 3, 8, 6), mean=False).shape == (0, 24, 4, 3)
-    assert trunk(torch.empty(0, 3, 8, 6), mean=True).shape == (0, 24)
+    assert trunk(torch.empty(0, 3, 8, 6), "features").shape == (0, 24, 4, 3)
+    assert trunk(torch.empty(0, 3, 8, 6), "mean").shape == (0, 24)
     x = torch.randn(2, 3, 8, 6)
-    expected = trunk(x, mean=False)
-    assert torch.equal(trunk(x.to(memory_format=torch.channels_last), mean=False), expected)
-    assert torch.equal(trunk(torch.stack((x, -x), 4)[..., 0], mean=False), expected)
+    expected = trunk(x, "features")
+    assert torch.equal(trunk(x.to(memory_format=torch.channels_last), "features"), expected)
+    assert torch.equal(trunk(torch.stack((x, -x), 4)[..., 0], "features"), expected)
 
 
 def test_nan_reaches_its_window_alone():
     _, trunk = make(Architecture(40, 1, 3, 1, "gelu"))
     x = torch.randn(1, 3, 9, 9)
     x[0, 1, 4, 5] = float("nan")
-    out = trunk(x, mean=False)
+    out = trunk(x, "features")
     touched = out.isnan().any(1)[0]
     expected = torch.zeros(9, 9, dtype=torch.bool)
     expected[3:6, 4:7] = True
@@ -145,9 +145,9 @@ def test_memory_of_a_call(batch):
         from convmixer_fast.published import Architecture
         torch.set_num_threads(2)
         _, trunk = make(Architecture(256, 2, 5, 1, "gelu"))
-        trunk(torch.randn(1, 3, 8, 8), mean=True)
+        trunk(torch.randn(1, 3, 8, 8), "mean")
         x = torch.randn({batch}, 3, 160, 160)
-        peak = peak_memory(x.device, lambda x: trunk(x, mean=True), x)[1]
+        peak = peak_memory(x.device, lambda x: trunk(x, "mean"), x)[1]
         print(json.dumps(peak))
     """
     done = run_python(code)

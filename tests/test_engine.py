@@ -85,6 +85,9 @@ CHANGES = {
         fast.stem, "weight", nn.Parameter(2 * fast.stem.weight, requires_grad=False)
     ),
     "data": lambda fast: setattr(fast.stem.weight, "data", 2 * fast.stem.weight),
+    "head": lambda fast: fast.head.weight.mul_(2),
+    "new-head": lambda fast: fast.reset_classifier(5),
+    "other-pool": lambda fast: fast.reset_classifier(5, "max"),
     "no-shift": lambda fast: setattr(fast.blocks[0][0], "shift", None),
     "activation": lambda fast: setattr(fast.blocks[0][0], "activation", "relu"),
     "layers-swapped": lambda fast: fast.blocks.__setitem__(0, fast.blocks[1]),
@@ -125,7 +128,9 @@ def test_copies_and_pickles_have_their_own(fast, made):
     assert "_engine" not in "".join(fast.state_dict())
 
 
-@pytest.mark.parametrize("where", ["blocks", "blocks.1", "blocks.0.1", "stem", "global_pool"])
+@pytest.mark.parametrize(
+    "where", ["blocks", "blocks.1", "blocks.0.1", "stem", "global_pool", "head_drop", "head"]
+)
 def test_hooks_are_called(where, fast, made):
     check(fast)
     seen = []
@@ -219,10 +224,10 @@ def test_shared_layers_are_packed_once():
     fast = optimize(model, backend="cpu")
     with torch.inference_mode():
         assert relative_error(fast(X), model(X)) < 2e-6
-        trunk = fast._engine.trunk(fast, X)
+        trunk, _ = fast._engine.trunk(fast, X)
     packed = {id(part) for part in trunk._packed}
-    assert len(trunk._packed) == 5
-    assert len(packed) == 3
+    assert len(trunk._packed) == 6
+    assert len(packed) == 4
 
 
 def test_python_threads_share_it(fast):

@@ -66,12 +66,11 @@ CONVMIXER_FAST_INLINE Vector<kWidth> gelu(Vector<kWidth> x) {
   const Vector<kWidth> magnitude = absolute<kWidth>(x);
   const Vector<kWidth> limit = broadcast<kWidth>(kGeluLimit);
   const Vector<kWidth> t = magnitude < limit ? magnitude : limit;
-  // x - x rather than 0: it keeps NaN, and makes NaN of minus infinity, as the formula does.
-  const Vector<kWidth> positive_part = x > 0.0F ? x : x - x;
+  const Vector<kWidth> base = positive_part<kWidth>(x);  // NaN of minus infinity, as the formula
   if constexpr (kActivation == Activation::kGelu) {
-    return subtract_gelu_tail<kWidth>(positive_part, t);
+    return subtract_gelu_tail<kWidth>(base, t);
   } else {
-    return positive_part - t * gelu_tanh_tail<kWidth>(t);
+    return base - t * gelu_tanh_tail<kWidth>(t);
   }
 }
 
@@ -82,7 +81,9 @@ CONVMIXER_FAST_INLINE Vector<kWidth> relu(Vector<kWidth> x) {
 
 template <Activation kActivation, int kWidth>
 CONVMIXER_FAST_INLINE Vector<kWidth> activate(Vector<kWidth> x) {
-  if constexpr (kActivation == Activation::kRelu) {
+  if constexpr (kActivation == Activation::kNone) {
+    return x;
+  } else if constexpr (kActivation == Activation::kRelu) {
     return relu<kWidth>(x);
   } else {
     return gelu<kActivation, kWidth>(x);

@@ -46,7 +46,8 @@ Finish select_finish(Activation activation) {
   switch (activation) {
     case Activation::kGelu: return finish<Activation::kGelu, kWidth>;
     case Activation::kGeluTanh: return finish<Activation::kGeluTanh, kWidth>;
-    default: return finish<Activation::kRelu, kWidth>;
+    case Activation::kRelu: return finish<Activation::kRelu, kWidth>;
+    default: return finish<Activation::kNone, kWidth>;
   }
 }
 

@@ -20,7 +20,7 @@ struct Table {
     double differences[kPoints];
     for (int i = 0; i < kPoints; ++i) {
       points[i] = 0.5 * std::cos(kPi * (2 * i + 1) / (2 * kPoints));
-      const double t = (interval + 0.5 + points[i]) * kGeluLimit / kTableIntervals;
+      const double t = (interval + points[i]) / static_cast<double>(kPerUnit);
       differences[i] = 0.5 * std::erfc(t / std::sqrt(2.0));
     }
     for (int order = 1; order < kPoints; ++order) {

@@ -3,21 +3,19 @@
 
 #include "simd.h"
 
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
-
 namespace convmixer_fast::cpu {
 
 constexpr int kTableIntervals = 32;
-constexpr int kTableDegree = 5;
+constexpr int kTableDegree = 4;
 constexpr int kTableTerms = kTableDegree + 2;
 constexpr float kGeluLimit = 6.0F;
+// Intervals are centred at whole multiples of 1 / kPerUnit, the last one at kGeluLimit.
+constexpr float kPerUnit = (kTableIntervals - 1) / kGeluLimit;
 
-// On each of equal intervals of [0, kGeluLimit] the coefficients of a polynomial in the distance
-// from its middle, in intervals: kGeluTable[term][interval]. Error below 1e-9. What rounding the
-// constant one to a float leaves is the last term: it would be the same error in every result of
-// an interval, which a mean over many pixels does not average out.
+// On each interval the coefficients of a polynomial in the distance from its middle, in intervals:
+// kGeluTable[term][interval]. Error below 1e-8. What rounding the constant one to a float leaves is
+// the last term: it would be the same error in every result of an interval, which a mean over
+// many pixels does not average out.
 extern const float (&kGeluTable)[kTableTerms][kTableIntervals];
 
 #if defined(__AVX512F__)
@@ -26,17 +24,13 @@ namespace {
 // base - t * Q(t), with Q by the table.
 CONVMIXER_FAST_INLINE Vector<16> subtract_by_table(
     const float (&table)[kTableTerms][kTableIntervals], Vector<16> base, Vector<16> t) {
-  using Index = BitsOf<16>::Type;
-  constexpr float kPerUnit = kTableIntervals / kGeluLimit;
-  const Vector<16> position = t * kPerUnit;
-  const Index found = __builtin_convertvector(position, Index);
-  // The limit itself belongs to the last interval.
-  const Index last = Index{} + (kTableIntervals - 1);
-  const Index interval = found < last ? found : last;
-  const Vector<16> u = position - (__builtin_convertvector(interval, Vector<16>) + 0.5F);
+  // Adding 1.5 * 2^23 leaves the nearest integer in the low bits, all that looking up reads.
+  constexpr float kRound = 12582912.0F;
+  const Vector<16> shifted = t * kPerUnit + kRound;
+  const Vector<16> u = t * kPerUnit - (shifted - kRound);
   const auto look_up = [&](int term) {
     return reinterpret_cast<Vector<16>>(_mm512_permutex2var_ps(
-        _mm512_load_ps(table[term]), reinterpret_cast<__m512i>(interval),
+        _mm512_load_ps(table[term]), reinterpret_cast<__m512i>(shifted),
         _mm512_load_ps(table[term] + 16)));
   };
   Vector<16> value = look_up(kTableDegree);

@@ -15,8 +15,8 @@ constexpr int kBlock = 16;
 // Output channels whose weights of a product lie together.
 constexpr int kPanel = 32;
 
-enum class Activation : int { kGelu = 0, kGeluTanh = 1, kRelu = 2 };
-constexpr int kActivationCount = 3;
+enum class Activation : int { kGelu = 0, kGeluTanh = 1, kRelu = 2, kNone = 3 };
+constexpr int kActivationCount = 4;
 
 // What follows the convolution: act(v + bias) * scale + shift. Each is padded to whole panels.
 struct Epilogue {

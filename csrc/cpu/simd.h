@@ -8,6 +8,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #define CONVMIXER_FAST_INLINE inline __attribute__((always_inline))
 
 namespace convmixer_fast::cpu {
@@ -51,27 +55,21 @@ CONVMIXER_FAST_INLINE Vector<kWidth> absolute(Vector<kWidth> v) {
   return reinterpret_cast<Vector<kWidth>>(reinterpret_cast<Bits>(v) & 0x7fffffff);
 }
 
+// x where it is above 0, otherwise 0; x - x rather than 0: it keeps NaN, and makes NaN of infinities.
+template <int kWidth>
+CONVMIXER_FAST_INLINE Vector<kWidth> positive_part(Vector<kWidth> x) {
+#if defined(__AVX512F__)
+  if constexpr (kWidth == 16) {
+    const __m512 v = reinterpret_cast<__m512>(x);
+    const __mmask16 others = _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_NGT_UQ);
+    return reinterpret_cast<Vector<16>>(_mm512_mask_sub_ps(v, others, v, v));
+  }
+#endif
+  return x > 0.0F ? x : x - x;
+}
+
 CONVMIXER_FAST_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 CONVMIXER_FAST_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-
-// Short copies and fills, inline: a call of memcpy costs more than a row of a small plane.
-template <int kWidth>
-CONVMIXER_FAST_INLINE void copy_floats(float* target, const float* source, int64_t count) {
-  int64_t i = 0;
-  for (; i + kWidth <= count; i += kWidth) store<kWidth>(target + i, load<kWidth>(source + i));
-  if constexpr (kWidth > 4) {
-    if (i < count) copy_floats<kWidth / 2>(target + i, source + i, count - i);
-  } else {
-    for (; i < count; ++i) target[i] = source[i];
-  }
-}
-
-template <int kWidth>
-CONVMIXER_FAST_INLINE void fill(float* target, float value, int64_t count) {
-  int64_t i = 0;
-  for (; i + kWidth <= count; i += kWidth) store<kWidth>(target + i, broadcast<kWidth>(value));
-  for (; i < count; ++i) target[i] = value;
-}
 
 }  // namespace
 }  // namespace convmixer_fast::cpu

@@ -107,22 +107,35 @@ class Pass {
     product(layer.pointwise, block.channels, step, tile, y, z);
   }
 
-  // Blocks [begin, end) of the result; `out` is where all of it goes.
-  void finish(Result result, int64_t begin, int64_t end, float* out) const {
+  // Blocks [begin, end) of the last layer's output, or of its mean; `out` is where all of it goes.
+  void store(bool mean, int64_t begin, int64_t end, float* out) const {
     const int64_t first = begin * kBlock;
-    const int64_t channels = std::min(end * kBlock, channels_out(trunk_)) - first;
+    const int64_t channels = std::min(end * kBlock, trunk_.channels_out()) - first;
     const int64_t pixels = tiling_.pixels;
     const float* last = buffers_[trunk_.layers.size() % 2] + first * pixels;
-    if (result == Result::kMean) {
+    if (mean) {
       mean_of_blocks(last, channels, pixels, out + first);
     } else {
       from_blocks(last, pixels * kBlock, channels, pixels, 0, pixels, out + first * pixels);
     }
   }
 
-  static int64_t channels_out(const Trunk& trunk) {
-    return trunk.layers.empty() ? trunk.stem.channels_out
-                                : trunk.layers.back().pointwise.channels_out;
+  // The head on the mean: a product of one pixel. scratch: head_floats().
+  void head(const float* mean, float* scratch, float* out) const {
+    const ProductBlock& head = *trunk_.head;
+    const int64_t channels = trunk_.channels_out();
+    float* padded_mean = scratch;
+    float* logits = scratch + blocks_of(channels) * kBlock;
+    std::copy_n(mean, channels, padded_mean);
+    std::fill(padded_mean + channels, logits, 0.0F);
+    isa_.pointwise_tile({padded_mean, kBlock, 1, channels, head.weight, head.epilogue,
+                         blocks_of(head.channels_out), logits, kBlock});
+    std::copy_n(logits, head.channels_out, out);
+  }
+
+  static int64_t head_floats(const Trunk& trunk) {
+    if (!trunk.head) return 0;
+    return (blocks_of(trunk.channels_out()) + blocks_of(trunk.head->channels_out)) * kBlock;
   }
 
  private:
@@ -157,8 +170,11 @@ class Pass {
 // thread.
 class Buffers {
  public:
-  Buffers(const Extent& extent, const Tiling& tiling, int64_t images, int threads)
-      : activation_(padded(extent.channels * extent.pixels)),
+  Buffers(const Trunk& trunk, const Extent& extent, const Tiling& tiling, int64_t images,
+          int threads)
+      : mean_(padded(trunk.channels_out())),
+        head_(padded(Pass::head_floats(trunk))),
+        activation_(padded(extent.channels * extent.pixels)),
         tile_(padded(extent.tile_channels * tiling.largest())),
         strassen_(extent.strassen_depth == 0
                       ? 0
@@ -167,17 +183,24 @@ class Buffers {
         // One tile is read whole before any of it is written.
         per_image_(tiling.tiles == 1 ? 1 : 2),
         images_(images),
-        scratch_(images * per_image_ * activation_ + threads * (tile_ + strassen_)),
+        scratch_(images * (per_image_ * activation_ + mean_ + head_) +
+                 threads * (tile_ + strassen_)),
         base_(scratch_.take(0)) {}
 
-  float* first(int64_t image) const { return base_ + image * per_image_ * activation_; }
+  float* first(int64_t image) const {
+    return base_ + image * (per_image_ * activation_ + mean_ + head_);
+  }
   float* second(int64_t image) const { return first(image) + (per_image_ - 1) * activation_; }
+  float* mean(int64_t image) const { return first(image) + per_image_ * activation_; }
+  float* head(int64_t image) const { return mean(image) + mean_; }
   float* tile(int participant) const {
-    return base_ + images_ * per_image_ * activation_ + participant * (tile_ + strassen_);
+    return first(images_) + participant * (tile_ + strassen_);
   }
   float* strassen(int participant) const { return tile(participant) + tile_; }
 
  private:
+  int64_t mean_;
+  int64_t head_;
   int64_t activation_;
   int64_t tile_;
   int64_t strassen_;
@@ -194,7 +217,7 @@ void run_images(const Trunk& trunk, const Extent& extent, const float* images, i
   const int64_t image_floats = patches.channels * patches.height * patches.width;
   const int64_t steps = static_cast<int64_t>(trunk.layers.size()) + 1;
   const Tiling tiling = extent.tiling(1);
-  const Buffers buffers(extent, tiling, threads, threads);
+  const Buffers buffers(trunk, extent, tiling, threads, threads);
   parallel_for({count}, threads, [&](int64_t, int64_t image, int participant) {
     const Pass pass(trunk, patches, tiling, buffers.first(participant),
                     buffers.second(participant));
@@ -204,7 +227,10 @@ void run_images(const Trunk& trunk, const Extent& extent, const float* images, i
                   buffers.strassen(participant));
       }
     }
-    pass.finish(result, 0, blocks_of(Pass::channels_out(trunk)), out + image * out_floats);
+    float* result_of_image = out + image * out_floats;
+    float* stored = result == Result::kLogits ? buffers.mean(participant) : result_of_image;
+    pass.store(result != Result::kFeatures, 0, blocks_of(trunk.channels_out()), stored);
+    if (result == Result::kLogits) pass.head(stored, buffers.head(participant), result_of_image);
   });
 }
 
@@ -213,17 +239,22 @@ void run_image(const Trunk& trunk, const Extent& extent, const float* image,
                const Patches& patches, Result result, float* out, int threads) {
   const int64_t layers = static_cast<int64_t>(trunk.layers.size());
   const Tiling tiling = extent.tiling(threads);
-  const Buffers buffers(extent, tiling, 1, threads);
+  const Buffers buffers(trunk, extent, tiling, 1, threads);
   const Pass pass(trunk, patches, tiling, buffers.first(0), buffers.second(0));
   std::vector<int64_t> tasks(static_cast<size_t>(layers + 1), tiling.tiles);
-  const int64_t blocks = blocks_of(Pass::channels_out(trunk));
+  const int64_t blocks = blocks_of(trunk.channels_out());
   const int64_t parts = std::min<int64_t>(blocks, threads);
+  float* stored = result == Result::kLogits ? buffers.mean(0) : out;
   tasks.push_back(parts);
+  if (result == Result::kLogits) tasks.push_back(1);
   parallel_for(tasks, threads, [&](int64_t step, int64_t task, int participant) {
     if (step <= layers) {
       pass.tile(step, task, image, buffers.tile(participant), buffers.strassen(participant));
+    } else if (step == layers + 1) {
+      pass.store(result != Result::kFeatures, task * blocks / parts, (task + 1) * blocks / parts,
+                 stored);
     } else {
-      pass.finish(result, task * blocks / parts, (task + 1) * blocks / parts, out);
+      pass.head(stored, buffers.head(0), out);
     }
   });
 }
@@ -236,7 +267,9 @@ void run_trunk(const Trunk& trunk, const float* images, int64_t count, const Pat
   const int64_t image_work = extent.pixels * extent.pixel_work;
   threads = useful_threads(threads, count * image_work);
   const int64_t out_floats =
-      Pass::channels_out(trunk) * (result == Result::kMean ? 1 : extent.pixels);
+      result == Result::kLogits
+          ? trunk.head->channels_out
+          : trunk.channels_out() * (result == Result::kMean ? 1 : extent.pixels);
   const int64_t image_floats = patches.channels * patches.height * patches.width;
   const int64_t steps = static_cast<int64_t>(trunk.layers.size()) + 1;
   // Small images are not worth sharing out: one thread does a last one that is left over.
@@ -296,7 +329,7 @@ void run_product(const ProductBlock& block, const float* x, int64_t images,
                  const Patches& patches, float* out, int threads) {
   // A trunk without layers, of which each image's tiles are tasks of their own.
   const Kernels& isa = kernels();
-  Trunk trunk{block, {}};
+  Trunk trunk{block, {}, {}};
   const Extent extent(trunk, patches);
   threads = useful_threads(threads, images * extent.pixels * extent.pixel_work);
   const Tiling tiling = extent.tiling(images >= 4 * threads ? 1 : threads);

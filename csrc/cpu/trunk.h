@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "kernels.h"
@@ -36,12 +37,18 @@ struct Layer {
 struct Trunk {
   ProductBlock stem;
   std::vector<Layer> layers;
+  std::optional<ProductBlock> head;
+
+  int64_t channels_out() const {
+    return layers.empty() ? stem.channels_out : layers.back().pointwise.channels_out;
+  }
 };
 
-enum class Result { kFeatures, kMean };
+enum class Result { kFeatures, kMean, kLogits };
 
 // Images (images, patches.channels, patches.height, patches.width) to the last layer's output,
-// (images, channels, rows, columns), or to its mean over the positions, (images, channels).
+// (images, channels, rows, columns), to its mean over the positions, (images, channels), or to
+// what the head makes of that, (images, head->channels_out).
 //
 // Results do not depend on the number of threads. Each image of a large batch is computed by one
 // thread; what does not go round is shared by all, tile by tile.
