@@ -4,7 +4,7 @@
 scale; ``growth`` varies one thing at a time: batch, resolution, width, depth.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated
 
@@ -38,29 +38,31 @@ from convmixer_fast.benchmarks.subjects import Case
 from convmixer_fast.published import Architecture
 from convmixer_fast.randomize import randomize
 
-__all__ = ["growth"]
+__all__ = ["BASE", "SWEEP", "growth"]
+
+
+BASE = {"dim": 256, "depth": 8, "image_size": 32, "batch": 1}
+SWEEP: Mapping[str, Sequence[int]] = {
+    "batch": (4, 16, 64, 256),
+    "image_size": (16, 64, 128, 256, 512),
+    "dim": (64, 128, 512, 1024, 2048),
+    "depth": (2, 4, 16),
+}
 
 
 def growth(
     dtype: torch.dtype,
-    batches: Sequence[int] = (1, 4, 16, 64),
-    only: Sequence[str] = ("eager", "compile", "onnxruntime", "ours"),
+    swept: Mapping[str, Sequence[int]] = SWEEP,
+    only: Sequence[str] | None = None,
 ) -> Iterator[Case]:
-    """Yield the sweep of a 256-wide, 8-deep ConvMixer with kernels of 5 and patches of 2.
+    """Yield a ConvMixer of 256 channels and 8 layers, kernels of 5, patches of 2, and its changes.
 
     Args:
         dtype: of weights and images.
-        batches: to sweep at 32 px.
+        swept: by what is changed, the values besides that of :data:`BASE`, one at a time.
         only: see :class:`Case`.
     """
-    base = {"dim": 256, "depth": 8, "image_size": 32, "batch": 1}
-    swept = {
-        "batch": batches,
-        "image_size": (16, 64, 128),
-        "dim": (64, 128, 512),
-        "depth": (2, 4, 16),
-    }
-    points = [base, *({**base, axis: value} for axis in swept for value in swept[axis])]
+    points = [BASE, *({**BASE, axis: value} for axis in swept for value in swept[axis])]
     for point in {tuple(point.items()): point for point in points}.values():
         architecture = Architecture(point["dim"], point["depth"], 5, 2, "gelu", num_classes=10)
         size = point["image_size"]

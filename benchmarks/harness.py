@@ -44,7 +44,7 @@ class Settings:
     """Of timing for each case, all candidates together, building and checking apart."""
     min_rounds: int = 5
     """Rounds that are timed even when that takes longer."""
-    pause_s: float = 0.02
+    pause_s: float = 0.05
     """Before each reading on a CPU: see :func:`timing.interleave`."""
     deadline: float | None = None
     """Of ``time.monotonic()``: no case is begun, and nothing slow built, after it."""

@@ -17,6 +17,12 @@ from convmixer_fast.published import PUBLISHED
 __all__ = ["standard_cases"]
 
 _OPS = ("eager", "eager-nhwc", "eager-cudnn-benchmark", "compile-nhwc", "replknet", "ours")
+_SWEEP = {
+    "batch": (4, 16, 64),
+    "image_size": (16, 64, 128),
+    "dim": (64, 128, 512),
+    "depth": (2, 4, 16),
+}
 _GROWTH = ("eager", "compile", "ours")
 _GROWTH_ON_CPU = ("eager", "onnxruntime", "ours")
 
@@ -38,6 +44,6 @@ def standard_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
     for name in SCALE:
         yield scale_case(name, batch, dtype)
     # Building takes torch.compile longer on a CPU than all the others take to be measured.
-    yield from bench_model.growth(dtype, only=_GROWTH if cuda else _GROWTH_ON_CPU)
+    yield from bench_model.growth(dtype, _SWEEP, _GROWTH if cuda else _GROWTH_ON_CPU)
     for name in PUBLISHED if cuda else ("convmixer_768_32",):
         yield named_case(name, large, dtype)

@@ -32,14 +32,15 @@ class Case:
     dtype: torch.dtype
     make: "Callable[[torch.device], Subject]"
     only: tuple[str, ...] | None = None
-    """The providers that it is for, ``"ours"`` standing for all of this package's; None for all."""
+    """The providers that it is for, ``"ours"`` standing for all of this package's but the
+    reference; None for all."""
 
     seconds_share: float = 1.0
     """Of :attr:`Settings.seconds`: short calls need less time for as many readings."""
 
     def wants(self, provider: str) -> bool:
         """Whether the provider of that name is to be measured."""
-        ours = provider.startswith("ours")
+        ours = provider.startswith("ours") and provider != "ours-reference"
         return self.only is None or provider in self.only or (ours and "ours" in self.only)
 
 

@@ -7,6 +7,7 @@ PANEL: int
 _Packed = tuple[int, int, int, int, int]
 
 def isa() -> str: ...
+def pack(matrix: int, rows: int, depth: int, lanes: int, packed: int, threads: int) -> None: ...
 def depthwise_block(
     packed: _Packed,
     channels: int,

@@ -114,18 +114,12 @@ class Packed:
     @classmethod
     def depthwise(cls, block: FoldedBlock) -> "Packed":
         """Pack (C, 1, K, K) as (C / BLOCK, K * K, BLOCK)."""
-        channels, _, size, _ = block.weight.shape
-        weight = F.pad(_float32(block.weight).flatten(1), (0, 0, 0, -channels % _C.BLOCK))
-        weight = weight.view(-1, _C.BLOCK, size * size).transpose(1, 2).contiguous()
-        return cls(weight, block, channels)
+        return cls(_pack(block.weight, _C.BLOCK), block, block.weight.shape[0])
 
     @classmethod
     def product(cls, block: FoldedBlock) -> "Packed":
         """Pack (C_out, C_in, P_h, P_w) as (C_out / PANEL, C_in * P_h * P_w, PANEL)."""
-        channels = block.weight.shape[0]
-        weight = F.pad(_float32(block.weight).flatten(1), (0, 0, 0, -channels % _C.PANEL))
-        weight = weight.view(-1, _C.PANEL, weight.shape[1]).transpose(1, 2).contiguous()
-        return cls(weight, block, channels)
+        return cls(_pack(block.weight, _C.PANEL), block, block.weight.shape[0])
 
     @classmethod
     def strassen(cls, block: FoldedBlock) -> "Packed":
@@ -223,6 +217,19 @@ class CpuTrunk:
                 torch.get_num_threads(),
             )
         return out.to(x.dtype)
+
+
+def _pack(weight: Tensor, lanes: int) -> Tensor:
+    """Return a weight (C_out, ...) as (C_out / lanes, ..., lanes).
+
+    Not by PyTorch: its worker threads would still be spinning when the kernels begin.
+    """
+    source = _float32(weight)
+    rows, depth = source.shape[0], source[0].numel()
+    packed = _empty((-(-rows // lanes), depth, lanes))
+    threads = torch.get_num_threads()
+    _C.pack(source.data_ptr(), rows, depth, lanes, packed.data_ptr(), threads)
+    return packed
 
 
 def _empty(shape: tuple[int, ...]) -> Tensor:

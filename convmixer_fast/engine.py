@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from convmixer_fast import backends
+from convmixer_fast.errors import BackendUnavailableError
 from convmixer_fast.spec import FoldedLayer, Head
 
 if TYPE_CHECKING:
@@ -60,11 +61,14 @@ class Engine:
         if made is not None and made[1] == where and made[0].unchanged():
             source, _, trunk = made
             return (trunk, source.result) if source.takes(x) else None
+        try:
+            make = backends.trunk_maker(backends.resolve(model.backend, x.device, x.dtype))
+        except BackendUnavailableError:
+            return None  # what is wrong with the input is for the ops to say first
+        if make is None:
+            return None
         source = _Source(model)
         if not (source.usable() and source.takes(x)):
-            return None
-        make = backends.trunk_maker(backends.resolve(model.backend, x.device, x.dtype))
-        if make is None:
             return None
         self._made = None  # before memory for another one is asked for
         with torch.inference_mode(False), torch.no_grad():

@@ -85,6 +85,18 @@ void check_call(Address x, Address out, int64_t images, int threads) {
   check_at_least("threads", threads, 1);
 }
 
+void pack(Address matrix, int64_t rows, int64_t depth, int64_t lanes, Address packed,
+          int threads) {
+  check_address("matrix", matrix);
+  check_address("packed", packed);
+  check_at_least("rows", rows, 1);
+  check_at_least("depth", depth, 1);
+  check_at_least("lanes", lanes, 1);
+  check_at_least("threads", threads, 1);
+  const py::gil_scoped_release release;
+  cpu::pack(input(matrix), rows, depth, lanes, output(packed), threads);
+}
+
 void depthwise_block(const Packed& packed, int64_t channels, int64_t kernel_size, bool residual,
                      Address x, Address out, int64_t images, int64_t height, int64_t width,
                      int threads) {
@@ -164,6 +176,8 @@ PYBIND11_MODULE(_C, module) {
   module.def(
       "isa", [] { return cpu::kernels().isa; },
       "The instruction set whose kernels run here: avx512, avx2 or baseline.");
+  module.def("pack", &pack, arg("matrix"), arg("rows"), arg("depth"), arg("lanes"),
+             arg("packed"), arg("threads"));
   module.def("depthwise_block", &depthwise_block, arg("packed"), arg("channels"),
              arg("kernel_size"), arg("residual"), arg("x"), arg("out"), arg("images"),
              arg("height"), arg("width"), arg("threads"));

@@ -420,10 +420,16 @@ def test_memory_error() -> None:
 PACKED = {"packed": (64, 64, 64, 64, 0)}
 CALL = {"x": 64, "out": 64, "images": 1, "height": 8, "width": 8, "threads": 1}
 ARGUMENTS = {
+    "pack": {"matrix": 64, "rows": 1, "depth": 1, "lanes": 1, "packed": 64, "threads": 1},
     "depthwise_block": PACKED | CALL | {"channels": 1, "kernel_size": 3, "residual": False},
     "product_block": PACKED | CALL | {"channels": 1, "channels_out": 1, "patch_h": 2, "patch_w": 2},
 }
 REFUSALS = [
+    ("pack", {"matrix": 0}, "matrix has the address 0"),
+    ("pack", {"packed": 0}, "packed has the address 0"),
+    ("pack", {"rows": 0}, "rows must be at least 1, got 0"),
+    ("pack", {"depth": 0}, "depth must be at least 1, got 0"),
+    ("pack", {"lanes": 0}, "lanes must be at least 1, got 0"),
     ("depthwise_block", {"kernel_size": 4}, "kernel_size must be odd, got 4"),
     ("depthwise_block", {"kernel_size": -1}, "kernel_size must be at least 1, got -1"),
     ("depthwise_block", {"channels": 0}, "channels must be at least 1, got 0"),

@@ -286,6 +286,27 @@ void run_trunk(const Trunk& trunk, const float* images, int64_t count, const Pat
   }
 }
 
+void pack(const float* matrix, int64_t rows, int64_t depth, int64_t lanes, float* packed,
+          int threads) {
+  // A cache line of each row at a time: where the depth is a power of two, as many rows as there
+  // are lanes compete for one cache set.
+  constexpr int64_t kLine = kCacheLineFloats;
+  threads = useful_threads(threads, rows * depth);
+  parallel_for({divide_up(rows, lanes)}, threads, [&](int64_t, int64_t task, int) {
+    const float* source = matrix + task * lanes * depth;
+    float* target = packed + task * lanes * depth;
+    const int64_t count = std::min(lanes, rows - task * lanes);
+    for (int64_t begin = 0; begin < depth; begin += kLine) {
+      const int64_t end = std::min(begin + kLine, depth);
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        for (int64_t k = begin; k < end; ++k) {
+          target[k * lanes + lane] = lane < count ? source[lane * depth + k] : 0.0F;
+        }
+      }
+    }
+  });
+}
+
 void run_depthwise(const DepthwiseBlock& block, const float* x, int64_t images, int64_t height,
                    int64_t width, float* out, int threads) {
   const Kernels& isa = kernels();

@@ -55,6 +55,11 @@ enum class Result { kFeatures, kMean, kLogits };
 void run_trunk(const Trunk& trunk, const float* images, int64_t count, const Patches& patches,
                Result result, float* out, int threads);
 
+// A matrix (rows, depth) as the kernels read weights: (rows / lanes, depth, lanes), the rows beyond
+// the last becoming zero.
+void pack(const float* matrix, int64_t rows, int64_t depth, int64_t lanes, float* packed,
+          int threads);
+
 void run_depthwise(const DepthwiseBlock& block, const float* x, int64_t images, int64_t height,
                    int64_t width, float* out, int threads);
 
