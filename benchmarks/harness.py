@@ -88,7 +88,11 @@ def run_cases(
         if not done and not settings.time_is_up():
             crashed = results.crashed(case.bench, case.name, _name(case.dtype))
             left = [provider for provider in wanted if provider.name not in crashed]
-            rows = _run_case(case, left, device, results, settings)
+            try:
+                rows = _run_case(case, left, device, results, settings)
+            except Exception as problem:  # making the case, its truth, or while timing
+                status = "failed" if _device_is_alive(device) else "crashed"
+                rows = [_bare_row(case, p.name, status, _brief(problem)) for p in left]
             results.add([*rows, *crashed.values()])
             culprits = [row.provider for row in rows if row.status == "crashed"]
             if culprits:
@@ -111,10 +115,16 @@ def _run_case(
         finally:
             subject.close()
             del subject
-            torch._dynamo.reset()
             gc.collect()
-            if _device_is_alive(device) and device.type == "cuda":
-                torch.cuda.empty_cache()
+            if _device_is_alive(device):
+                torch._dynamo.reset()
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()
+
+
+def _bare_row(case: Case, provider: str, status: str, note: str) -> Row:
+    labels = dict(case.labels)
+    return Row(case.bench, case.name, labels, _name(case.dtype), provider, status, note)
 
 
 def _rows(
@@ -143,6 +153,10 @@ def _rows(
             try:
                 formatted = _formatted(inputs, provider)
                 call = provider.build(subject, formatted[0])
+                if subject.device.type == "cuda":
+                    call(
+                        formatted[0]
+                    )  # what a first call searches and compiles is no working memory
                 out, peak = peak_memory(subject.device, call, formatted[0])
                 error = relative_error(out, truth)
                 found = {"error": error, "limit": limit, "peak_memory_bytes": peak}
@@ -240,11 +254,12 @@ def _prepare(
     provider: Provider, call: Callable[[Tensor], Tensor], inputs: list[Tensor], bench: str
 ) -> _Ready:
     device = inputs[0].device
-    for x in inputs[:3]:
-        call(x)
+    call(inputs[-1])
     if device.type == "cuda" and (provider.capture or (provider.graph and bench != "model")):
         return _captured(call, inputs)
-    seconds = min(_measure(device)(lambda: call(inputs[0])) for _ in range(3))
+    seconds = _measure(device)(lambda: call(inputs[0]))
+    if seconds < 0.05:
+        seconds = min(_measure(device)(lambda: call(inputs[0])) for _ in range(3))
     calls = max(1, round(_SHORTEST_READING_S / max(seconds, 1e-6)))
     if calls > 1:  # every input equally often
         calls = -(-calls // len(inputs)) * len(inputs)

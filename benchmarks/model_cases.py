@@ -1,5 +1,6 @@
 """Whole models as cases: the published ones, small ones, what they are compared with for scale."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -33,7 +34,7 @@ weights, on which times do not depend."""
 SCALE = {"vit_base_patch16_224": "ViT-B/16", "resnet50": "ResNet-50"}
 """Models of timm that people know, to set the rates of a ConvMixer beside."""
 
-_SCALE_PROVIDERS = ("eager", "eager-nhwc", "compile", "compile-nhwc", "compile-max-autotune")
+_SCALE_PROVIDERS = ("eager", "eager-nhwc", "compile", "compile-nhwc")
 
 
 def named_case(
@@ -80,6 +81,7 @@ def convmixer_case(
     def subject(device: torch.device) -> Subject:
         model = make().to(device, dtype)
 
+        @functools.cache
         def fuse(backend: str) -> nn.Module:
             with torch.inference_mode(False):
                 return optimize(model, backend=backend)

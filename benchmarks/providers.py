@@ -93,7 +93,6 @@ def _compiled(mode: str | None, channels_last: bool) -> Callable[[Subject, Tenso
     def build(subject: Subject, example: Tensor) -> Call:
         import torch._inductor.config as inductor
 
-        torch._dynamo.reset()
         module = subject.channels_last if channels_last else subject.module
         # On a CPU freezing lets inductor pack the weights: what a user who cares would set.
         with inductor.patch(freezing=example.device.type == "cpu"):

@@ -112,7 +112,7 @@ class Run:
                 console.print(table)
         console.print(tables.summary_table(results.rows))
         for row in results.rows:
-            if row.status in ("wrong", "failed"):
+            if row.status != "ok":
                 where = f"{row.provider}, {row.bench}, {row.case}, {row.dtype}"
                 console.print(
                     f"{row.status}: {where}: {row.note}",

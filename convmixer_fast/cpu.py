@@ -103,7 +103,9 @@ class Packed:
     def __init__(self, weight: Tensor, block: FoldedBlock, channels: int) -> None:
         padding = -channels % _C.PANEL
         vectors = [
-            torch.full((channels,), fill) if vector is None else _float32(vector)
+            torch.full((channels,), fill, dtype=torch.float32, device="cpu")
+            if vector is None
+            else _float32(vector)
             for vector, fill in ((block.bias, 0.0), (block.scale, 1.0), (block.shift, 0.0))
         ]
         # Kept, as the kernels are given addresses.
@@ -156,7 +158,11 @@ class CpuTrunk:
         layers: the layers.
         head: the linear layer on the mean over the positions; without it there are no logits.
 
-    Tensors may be of any dtype, and are copied.
+    Tensors may be of any dtype, and are copied. Widths must fit together: nothing is checked here.
+
+    With Strassen's products (256 channels or more) positions are computed in pairs: a NaN or an
+    infinity at one reaches its partner in half of the channels, and a result is as accurate as the
+    larger of the two allows.
     """
 
     def __init__(
@@ -233,7 +239,8 @@ def _pack(weight: Tensor, lanes: int) -> Tensor:
 
 
 def _empty(shape: tuple[int, ...]) -> Tensor:
-    return torch.empty(shape, dtype=torch.float32)
+    # Whatever the default device is: the kernels are given its address.
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 def _float32(tensor: Tensor) -> Tensor:

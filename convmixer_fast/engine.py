@@ -2,21 +2,24 @@
 
 What a backend makes of the weights (packed, for the CPU) is derived from the module's parameters
 and kept beside them. It is made again whenever they are not the same any more: other tensors,
-or changed in place, as ``load_state_dict`` does. It is no part of ``state_dict``, copies and
-pickles.
+or changed in place, as ``load_state_dict`` does. What PyTorch does not count, such as
+``weight.data.mul_(2)`` or writing through a NumPy view, is not noticed. It is no part of
+``state_dict``, copies and pickles.
 
 Where one call would not do what the ops one by one do, :meth:`Engine.trunk` returns None: while
-something looks at single operations (compiling, exporting, autocast, dispatch modes, function
-transforms, hooks on layers), and for inputs that the ops refuse, with their own errors.
+something looks at single operations (compiling, exporting, autocast, dispatch and function modes,
+function transforms, hooks on layers), and for inputs and weights that the ops refuse, with their
+own errors.
 """
 
 import operator
 from collections.abc import Callable, Iterator
-from itertools import chain
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from convmixer_fast import backends
 from convmixer_fast.errors import BackendUnavailableError
@@ -91,12 +94,11 @@ class _Source:
             self.blocks += layer._modules.values() if isinstance(layer, nn.Sequential) else [None]
         end = [model.global_pool, model.head_drop, model.head]
         modules = [model.stem, model.blocks, *layers, *self.blocks[1:], *end]
-        self._hooks = [
-            hooks
-            for module in modules
-            if module is not None
-            for hooks in (module._forward_hooks, module._forward_pre_hooks)
-        ]
+        seen = [module for module in modules if module is not None]
+        self._hooks = [_global_forward_hooks, _global_forward_pre_hooks]
+        self._hooks += [module._forward_hooks for module in seen]
+        self._hooks += [module._forward_pre_hooks for module in seen]
+        self._attributes = [module.__dict__ for module in seen]
         fused = [block for block in self.blocks if block is not None]
         self.result = "features"
         if model.source_head is None and model.global_pool.pool_type == "avg":
@@ -110,7 +112,10 @@ class _Source:
         self._held = list(chain.from_iterable(self._views))
         held = chain.from_iterable(holder._parameters.values() for holder in holders)
         self._tensors = [tensor for tensor in held if tensor is not None]
-        self._activations = [getattr(block, "activation", None) for block in fused]
+        # Their memory is held, so that an address is not used again.
+        self._memory = [tensor.detach() for tensor in self._tensors]
+        self._pool = model.global_pool
+        self._settings = self._read_settings()
         # Inference tensors do not count their changes.
         self._counted = not any(tensor.is_inference() for tensor in self._tensors)
         self._changes = self._count_changes() if self._counted else []
@@ -121,18 +126,27 @@ class _Source:
 
         pairs = [DepthwiseBlock, PointwiseBlock] * ((len(self.blocks) - 1) // 2)
         as_made = [type(block) for block in self.blocks] == [PatchEmbed, *pairs]
-        return as_made and self._counted and not any(self._hooks) and self._needs_no_gradient()
+        return (
+            as_made
+            and self._counted
+            and not self._watched()
+            and self._needs_no_gradient()
+            and self._fits_together()
+        )
 
     def unchanged(self) -> bool:
         """Whether a trunk made from this may be used again."""
-        return (
-            sum(map(len, self._views)) == len(self._held)
-            and all(map(operator.is_, chain.from_iterable(self._views), self._held))
-            and self._count_changes() == self._changes
-            and [block.activation for block in self.blocks] == self._activations
-            and not any(self._hooks)
-            and self._needs_no_gradient()
-        )
+        try:
+            return (
+                sum(map(len, self._views)) == len(self._held)
+                and all(map(operator.is_, chain.from_iterable(self._views), self._held))
+                and self._count_changes() == self._changes
+                and self._read_settings() == self._settings
+                and not self._watched()
+                and self._needs_no_gradient()
+            )
+        except RuntimeError:  # one has become an inference tensor
+            return False
 
     def takes(self, x: Tensor) -> bool:
         """Whether the ops would take ``x``."""
@@ -146,15 +160,56 @@ class _Source:
 
     def layers(self) -> Iterator[FoldedLayer]:
         """Yield the layers; one that stands at several positions is one object at each."""
-        made: dict[int, FoldedLayer] = {}
+        made: dict[tuple[int, int], FoldedLayer] = {}
         for depthwise, pointwise in zip(self.blocks[1::2], self.blocks[2::2], strict=True):
-            if id(depthwise) not in made:
-                made[id(depthwise)] = FoldedLayer(depthwise.folded(), pointwise.folded())
-            yield made[id(depthwise)]
+            key = id(depthwise), id(pointwise)
+            if key not in made:
+                made[key] = FoldedLayer(depthwise.folded(), pointwise.folded())
+            yield made[key]
 
     def head(self) -> Head | None:
         """Return the head, where the trunk can do it."""
         return None if self._head is None else Head("avg", self._head.weight, self._head.bias)
+
+    def _watched(self) -> bool:
+        return any(self._hooks) or any(map(operator.contains, self._attributes, repeat("forward")))
+
+    def _read_settings(self) -> list[object]:
+        blocks = [block for block in self.blocks if block is not None]
+        own = [getattr(block, "activation", None) for block in blocks]
+        own += [getattr(block, "backend", None) for block in blocks]
+        return [*own, self._pool.pool_type]
+
+    def _fits_together(self) -> bool:
+        """Whether the ops, and the head, would take the tensors: the kernels trust them."""
+        stem = self.blocks[0].weight
+        if any(type(t) not in (Tensor, nn.Parameter) for t in self._tensors):
+            return False
+        if any(t.device != stem.device or t.numel() == 0 for t in self._tensors):
+            return False
+        channels = stem.shape[0]
+        for index, block in enumerate(self.blocks):
+            shape = tuple(block.weight.shape)
+            depthwise = index % 2 == 1
+            size = shape[-1]
+            wanted = (channels, 1, size, size) if depthwise else (shape[0], channels, 1, 1)
+            if block.weight.dtype != stem.dtype or (index > 0 and shape != wanted):
+                return False
+            if depthwise and size % 2 == 0:
+                return False
+            channels = shape[0]
+            for vector in (block.bias, block.scale, block.shift):
+                if vector is None:
+                    continue
+                if vector.shape != (channels,) or vector.dtype not in (stem.dtype, torch.float32):
+                    return False
+        if self._head is None:
+            return True
+        weight, bias = self._head.weight, self._head.bias
+        fits = weight.dim() == 2 and weight.shape[1] == channels and weight.dtype == stem.dtype
+        return fits and (
+            bias is None or (bias.shape == weight.shape[:1] and bias.dtype == stem.dtype)
+        )
 
     def _count_changes(self) -> list[tuple[int, int]]:
         return [(tensor.data_ptr(), tensor._version) for tensor in self._tensors]
@@ -170,6 +225,7 @@ def _is_plain(x: Tensor) -> bool:
     return (
         type(x) in (Tensor, nn.Parameter)
         and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
         and device in _DEVICES
         and not torch.is_autocast_enabled(device)

@@ -1,6 +1,8 @@
 """What every test needs before torch, Triton and timm are used."""
 
 import os
+import sys
+from collections.abc import Iterator
 
 import torch
 
@@ -28,6 +30,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _device_stays_alive() -> Iterator[None]:
+    """End the process where a test broke the CUDA context: all later ones would fail with it."""
+    yield
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            print(f"this test broke the CUDA context: {error}", file=sys.stderr, flush=True)
+            os._exit(70)
 
 
 @pytest.fixture(autouse=True)

@@ -247,6 +247,14 @@ def test_what_is_not_built_at_the_deadline_is_skipped(monkeypatch):
     assert [row.status for row in rows] == ["ok", "skipped"]
 
 
+def test_a_case_that_cannot_be_made_fails_alone():
+    broken = dataclasses.replace(tiny_case(), make=raising, name="broken")
+    rows = measure([broken, tiny_case()], [PROVIDERS["eager"]]).rows
+    assert [(row.case, row.status) for row in rows] == [
+        ("broken", "failed"), ("tiny, 8 px, batch 3", "ok"),
+    ]  # fmt: skip
+
+
 def test_a_candidate_that_breaks_the_device_is_not_tried_again(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
     alive = True

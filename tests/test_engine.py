@@ -87,6 +87,7 @@ CHANGES = {
     "data": lambda fast: setattr(fast.stem.weight, "data", 2 * fast.stem.weight),
     "head": lambda fast: fast.head.weight.mul_(2),
     "new-head": lambda fast: fast.reset_classifier(5),
+    "pool-type": lambda fast: setattr(fast.global_pool, "pool_type", "max"),
     "other-pool": lambda fast: fast.reset_classifier(5, "max"),
     "no-shift": lambda fast: setattr(fast.blocks[0][0], "shift", None),
     "activation": lambda fast: setattr(fast.blocks[0][0], "activation", "relu"),
@@ -202,6 +203,88 @@ def test_modes_that_look_at_operations_see_them(fast):
         fast, {name: 2 * value for name, value in fast.state_dict().items()}, (X,)
     )
     assert relative_error(out, check(fast)) > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_the_default_dtype_does_not_matter(dtype, fast):
+    expected, fresh = check(fast), copy.deepcopy(fast)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.inference_mode():
+            outs = fast(X), fresh(X)
+    finally:
+        torch.set_default_dtype(before)
+    assert all(torch.equal(out, expected) for out in outs)
+
+
+def test_the_default_device_does_not_matter(fast):
+    expected, fresh = check(fast), copy.deepcopy(fast)
+    with torch.inference_mode(), torch.device("meta"):
+        outs = fast(X), fresh(X)
+    assert all(relative_error(out, expected) < 1e-6 for out in outs)
+
+
+MISFITS = {
+    "head-of-another-width": lambda fast: setattr(fast, "head", nn.Linear(23, 5)),
+    "head-of-another-dtype": lambda fast: fast.head.double(),
+    "head-elsewhere": lambda fast: fast.head.to("meta"),
+    "layer-of-another-dtype": lambda fast: fast.blocks[1].half(),
+    "fewer-channels": lambda fast: setattr(
+        fast.blocks[0][1], "weight", nn.Parameter(torch.ones(23, 24, 1, 1), requires_grad=False)
+    ),
+    "short-vector": lambda fast: setattr(
+        fast.blocks[0][1], "bias", nn.Parameter(torch.ones(23), requires_grad=False)
+    ),
+    "oblong-kernel": lambda fast: setattr(
+        fast.blocks[0][0], "weight", nn.Parameter(torch.ones(24, 1, 3, 5), requires_grad=False)
+    ),
+    "even-kernel": lambda fast: setattr(
+        fast.blocks[0][0], "weight", nn.Parameter(torch.ones(24, 1, 4, 4), requires_grad=False)
+    ),
+}
+
+
+@pytest.mark.parametrize("change", MISFITS.values(), ids=MISFITS)
+@pytest.mark.parametrize("before", [True, False], ids=["made", "fresh"])
+def test_weights_that_do_not_fit_are_refused(change, before, fast):
+    if before:
+        check(fast)
+    change(fast)
+    with pytest.raises((ValueError, TypeError, RuntimeError)), torch.no_grad():
+        fast(X)
+
+
+def test_a_depthwise_block_shared_by_different_layers(fast):
+    fast.blocks[1][0] = fast.blocks[0][0]
+    check(fast)
+
+
+def test_memory_that_is_used_again_is_noticed(fast):
+    check(fast)
+    shape = fast.head.weight.shape
+    for _ in range(20):
+        fast.head.weight.data = torch.randn(shape)
+        check(fast)
+        fast.head.weight.data = torch.randn(shape)
+        fast.head.weight.data = torch.randn(shape)
+        check(fast)
+
+
+def test_global_hooks_and_wrapped_forwards_are_called(fast):
+    check(fast)
+    seen = []
+    handle = nn.modules.module.register_module_forward_hook(lambda *args: seen.append(args[0]))
+    try:
+        with torch.inference_mode():
+            fast(X)
+    finally:
+        handle.remove()
+    assert fast.blocks[1][1] in seen
+    block = fast.blocks[0][1]
+    original = block.forward
+    block.forward = lambda x: 2 * original(x)
+    check(fast)
 
 
 def test_other_backends_have_no_trunk(model, made):

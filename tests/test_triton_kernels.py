@@ -331,8 +331,9 @@ def test_tf32_where_convolutions_use_it() -> None:
     torch.backends.cudnn.conv.fp32_precision = "tf32"
     tf32 = pointwise_block_triton(x, weight, None, None, None, "gelu")
     assert not torch.equal(ieee, tf32)
-    # TF32 keeps as many bits of an operand as float16 does.
-    torch.testing.assert_close(tf32, ieee, **TOL[torch.float16])
+    # TF32 keeps 10 bits of each operand, of which there are 256 in a sum of unit variance:
+    # simulated, the worst error is 1.5e-3 with rounded operands, 3.7e-3 with truncated ones.
+    torch.testing.assert_close(tf32, ieee, rtol=0, atol=1e-2)
 
 
 @pytest.mark.parametrize(

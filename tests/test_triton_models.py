@@ -59,4 +59,4 @@ def check(architecture, dtype, shape, limit=None):
     print(f"error {error:.1e}, eager's {eagers:.1e}")
     assert error <= (MODEL_TOL[dtype] if limit is None else limit)
     if DEVICE.type == "cuda":
-        assert error <= 2 * eagers + torch.finfo(dtype).eps
+        assert error <= max(2 * eagers, 4 * torch.finfo(dtype).eps)

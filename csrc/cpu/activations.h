@@ -10,7 +10,7 @@ namespace {
 
 // Both forms of GELU are x * (1 - Q(x)) with a Q that falls from 1 to 0 and Q(-x) = 1 - Q(x). With
 // t = |x| that is relu(x) - t * Q(t): what is approximated is small where the result is large, so
-// the error stays below 1e-7 everywhere, and small results keep their digits. That matters, as
+// what it costs stays below 1e-7 everywhere, and small results keep their digits. That matters, as
 // the BatchNorm behind a channel of small results has a large scale. Beyond kGeluLimit t * Q(t)
 // is below 1e-8 and stays constant.
 template <int kWidth, int kTerms>
