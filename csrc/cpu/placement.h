@@ -1,7 +1,7 @@
 // Keeping a worker off the CPU of the thread that wakes it.
 //
-// Linux tends to wake a thread on the CPU where it ran last, even where that is the waker's own
-// and another is idle; a waker that goes on computing then shares its CPU with the worker for
+// Linux tends to wake a thread on the CPU where it ran last or on the waker's own, even where
+// another is idle; a waker that goes on computing then shares its CPU with the worker for
 // many milliseconds, and two threads are no faster than one. Elsewhere nothing is done.
 #pragma once
 
@@ -29,10 +29,14 @@ class Placement {
   // By the worker, before it rests.
   void record() { cpu_ = current_cpu(); }
 
-  // By the waker: moves the worker where it would wake on `cpu` and may run elsewhere.
+  // By the worker, before it goes to sleep.
+  void rest() { resting_ = true; }
+
+  // By the waker: moves the worker where it is on `cpu`, or might wake there, and may run elsewhere.
   void move_off(int cpu) {
     cpu_set_t elsewhere;
-    if (!started_ || moved_ || cpu < 0 || cpu >= CPU_SETSIZE || cpu != cpu_) return;
+    if (!started_ || moved_ || cpu < 0 || cpu >= CPU_SETSIZE) return;
+    if (!resting_ && cpu != cpu_) return;
     if (pthread_getaffinity_np(worker_, sizeof allowed_, &allowed_) != 0) return;
     elsewhere = allowed_;
     CPU_CLR(cpu, &elsewhere);
@@ -42,6 +46,7 @@ class Placement {
 
   // By the worker, once awake: it may run anywhere again.
   void settle() {
+    resting_ = false;
     if (moved_) pthread_setaffinity_np(worker_, sizeof allowed_, &allowed_);
     moved_ = false;
   }
@@ -49,6 +54,7 @@ class Placement {
  private:
   bool started_ = false;
   bool moved_ = false;
+  bool resting_ = false;
   int cpu_ = -1;
   pthread_t worker_{};
   cpu_set_t allowed_{};
@@ -62,6 +68,7 @@ class Placement {
  public:
   void begin() {}
   void record() {}
+  void rest() {}
   void move_off(int) {}
   void settle() {}
 };

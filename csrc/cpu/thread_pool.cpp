@@ -151,6 +151,7 @@ class ThreadPool {
       lock.unlock();
       spin_until([&] { return posted_.load(std::memory_order_relaxed) != seen; });
       lock.lock();
+      placement.rest();
       wake_.wait(lock, [&] { return posted_.load(std::memory_order_relaxed) != seen; });
       placement.settle();
       seen = posted_.load(std::memory_order_relaxed);
