@@ -59,6 +59,9 @@ def depthwise_block(
         y = act(F.conv2d(x, weight, bias, padding=K // 2, groups=C))
         y * scale[:, None, None] + shift[:, None, None] + x
 
+    In 16 bits on the ``triton`` backend a NaN or an infinity in ``x`` makes NaN of the results
+    around it, its own place included: up to 23 columns and K // 2 + 1 rows away.
+
     Raises:
         ValueError: a shape, device, activation or backend name is wrong.
         TypeError: a dtype is wrong.

@@ -1,32 +1,24 @@
 """Depthwise block: ``act(depthwise_conv(x, weight) + bias) * scale + shift + x``, in Triton.
 
-Layout: NCHW with contiguous rows; other strides are free. Weights are (C, K, K).
-
-Direct taps: a program owns BLOCK_C x BLOCK_H x BLOCK_W results of one image in
-float32 registers and adds K * K shifted loads of ``x``, each times one weight per
-channel. Neighbouring taps overlap, so all but the first load of an element come
-from the L1 cache. Taps outside the image are masked to 0, which is the zero
-padding. Any odd K; the code grows at most with K and not with K * K, because no more
-than the taps of one kernel row are unrolled.
+Layout: NCHW with contiguous rows; other strides are free. Weights are (C, K, K). Two kernels:
+:mod:`depthwise_toeplitz`, on tensor cores, for 16-bit numbers and the kernels that ConvMixers
+have, and :mod:`depthwise_direct` for the rest. Here are their configurations, as data.
 
 Source: Trockman and Kolter, "Patches Are All You Need?", arXiv 2201.09792, section 2.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs
-
 from typing import NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from convmixer_fast.kernels.activations import apply_epilogue
-from convmixer_fast.kernels.launch import (
-    contiguous_or_none,
-    device_guard,
-    offset_dtype,
+from convmixer_fast.kernels.depthwise_direct import DirectTile, launch_direct
+from convmixer_fast.kernels.depthwise_toeplitz import (
+    ToeplitzTile,
+    aligned_elements,
+    launch_toeplitz,
 )
+from convmixer_fast.kernels.launch import INT32_ELEMENTS
 
 __all__ = ["CONFIGS", "Config", "choose_config", "depthwise_block_triton"]
 
@@ -37,147 +29,77 @@ class Config(NamedTuple):
     max_kernel_size: float
     max_height: float
     max_width: float
-    BLOCK_C: int
-    BLOCK_H: int
-    BLOCK_W: int
-    unrolled_taps: int | None
-    """Taps of a kernel row that are unrolled at a time; None for all."""
-    max_registers: int | None
-    """Registers that a thread may have; None for what ptxas chooses."""
-    num_warps: int
-    num_stages: int
+    min_programs: int
+    """Of a Toeplitz tile: with fewer, a smaller one shares the work among more."""
+    min_aligned: int
+    """Of a Toeplitz tile: elements of a row that must be aligned together."""
+    tile: ToeplitzTile | DirectTile
 
 
 _ANY = float("inf")
 
 CONFIGS = (
-    # Each tile has 1,024 results. There is no pipelined loop, hence one stage.
+    # On tensor cores. Static counts for sm_90, fp16, K = 7, GELU (kernels/NOTES.md): a program
+    # of 16 x 16 takes 26 instructions a result and 96 registers, so that 20 warps share a
+    # multiprocessor. More rows would read fewer rows twice (22 of 16 here), but the code is all
+    # unrolled, and 26 KB of instructions are long enough.
+    Config(9, _ANY, _ANY, 4096, 1, ToeplitzTile(BLOCK_N=16, max_rows=16)),
+    # Small batches: more programs, each with fewer rows, for devices of about 130
+    # multiprocessors, whose time here is latency.
+    Config(9, _ANY, _ANY, 1024, 1, ToeplitzTile(BLOCK_N=16, max_rows=8)),
+    Config(9, _ANY, _ANY, 0, 1, ToeplitzTile(BLOCK_N=16, max_rows=4)),
+    # Windows of 32: with 16 of them, 250 registers for K = 11 and spills above. Widths that are
+    # read element by element spill too.
+    Config(15, _ANY, _ANY, 0, 4, ToeplitzTile(BLOCK_N=8, max_rows=16)),
+    # Direct taps. Each tile has 1,024 results.
     #
-    # Kernels of up to 9 x 9, where ConvMixers live, with whole kernel rows unrolled: 8
-    # accumulators a thread leave room for many loads in flight.
-    # Tiny planes: several channels share a program, or most of a warp would be masked.
-    Config(9, 4, 4, 64, 4, 4, None, None, num_warps=4, num_stages=1),
-    Config(9, 8, 8, 16, 8, 8, None, None, num_warps=4, num_stages=1),
+    # Kernels of up to 9 x 9, with whole kernel rows unrolled: 8 accumulators a thread leave
+    # room for many loads in flight.
+    # Tiny planes: several channels share a program, or most of a warp would be masked. Left to
+    # itself, ptxas spills in 16 bits for sm_100.
+    Config(9, 4, 4, 0, 1, DirectTile(64, 4, 4, None, 224, num_warps=4)),
+    Config(9, 8, 8, 0, 1, DirectTile(16, 8, 8, None, None, num_warps=4)),
     # 16 x 16: CIFAR with patches of 2, and 224 px with patches of 14.
-    Config(9, 16, 16, 4, 16, 16, None, None, num_warps=4, num_stages=1),
+    Config(9, 16, 16, 0, 1, DirectTile(4, 16, 16, None, None, num_warps=4)),
     # 32 x 32: 224 px with patches of 7. The whole plane, so that no halo is read twice.
-    Config(9, 32, 32, 1, 32, 32, None, None, num_warps=4, num_stages=1),
+    Config(9, 32, 32, 0, 1, DirectTile(1, 32, 32, None, None, num_warps=4)),
     # Larger planes: rows of 64 keep the loads of a warp within whole cache lines.
-    Config(9, _ANY, _ANY, 1, 16, 64, None, None, num_warps=4, num_stages=1),
+    Config(9, _ANY, _ANY, 0, 1, DirectTile(1, 16, 64, None, None, num_warps=4)),
     # Larger kernels: unrolled whole, the masks of a row's taps spill. 4 at a time waste at
     # most 3 taps of a row; twice the threads, and registers by decree, leave room for
     # their masks. Two tiles, for the planes that such kernels are used on.
-    Config(_ANY, 16, 16, 4, 16, 16, 4, 128, num_warps=8, num_stages=1),
-    Config(_ANY, _ANY, _ANY, 1, 32, 32, 4, 128, num_warps=8, num_stages=1),
+    Config(_ANY, 16, 16, 0, 1, DirectTile(4, 16, 16, 4, 128, num_warps=8)),
+    Config(_ANY, _ANY, _ANY, 0, 1, DirectTile(1, 32, 32, 4, 128, num_warps=8)),
 )
 """Tried in order; the first row whose limits hold is used."""
 
+_MIN_TOEPLITZ_WIDTH = 4
+"""Narrower planes leave most of a window's 8 results empty."""
 
-def choose_config(kernel_size: int, height: int, width: int) -> Config:
-    """Return the row of :data:`CONFIGS` for a kernel's side and planes of height x width."""
-    return next(
-        row
-        for row in CONFIGS
-        if kernel_size <= row.max_kernel_size
-        and height <= row.max_height
-        and width <= row.max_width
+
+def choose_config(x: Tensor, kernel_size: int) -> Config:
+    """Return the row of :data:`CONFIGS` for x (N, C, H, W), rows contiguous, and a kernel."""
+    images, channels, height, width = x.shape
+    # Float32 has no tensor cores that keep its digits, and the Toeplitz kernel 32-bit offsets
+    # within a plane.
+    toeplitz = (
+        x.dtype != torch.float32
+        and width >= _MIN_TOEPLITZ_WIDTH
+        and height * max(width, x.stride(2)) < INT32_ELEMENTS
     )
 
+    def fits(row: Config) -> bool:
+        if isinstance(row.tile, ToeplitzTile):
+            programs = row.tile.programs(kernel_size, (images, channels, height, width))
+            if not toeplitz or programs < row.min_programs or aligned_elements(x) < row.min_aligned:
+                return False
+        return (
+            kernel_size <= row.max_kernel_size
+            and height <= row.max_height
+            and width <= row.max_width
+        )
 
-@triton.jit
-def _depthwise_block_kernel(
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
-    scale_ptr,
-    shift_ptr,
-    out_ptr,
-    channels,
-    height,
-    width,
-    x_batch_stride,
-    x_c_stride,
-    x_h_stride,
-    KERNEL_SIZE: tl.constexpr,
-    UNROLLED_TAPS: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_SCALE: tl.constexpr,
-    HAS_SHIFT: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
-    OFFSET_DTYPE: tl.constexpr,
-):
-    """One tile of ``act(depthwise_conv(x) + bias) * scale + shift + x``.
-
-    x_ptr: (N, C, H, W), rows contiguous, fp16|bf16|fp32.
-    weight_ptr: (C, K, K), contiguous, dtype of x.
-    bias_ptr, scale_ptr, shift_ptr: (C,), dtype of x or fp32.
-    out_ptr: (N, C, H, W), contiguous, dtype of x.
-    Grid: columns of tiles fastest, then rows, channels, images.
-    """
-    w_tiles = tl.cdiv(width, BLOCK_W)
-    h_tiles = tl.cdiv(height, BLOCK_H)
-    c_tiles = tl.cdiv(channels, BLOCK_C)
-    tile = tl.program_id(0)
-    w_start = (tile % w_tiles) * BLOCK_W
-    tile //= w_tiles
-    h_start = (tile % h_tiles) * BLOCK_H
-    tile //= h_tiles
-    c_start = (tile % c_tiles) * BLOCK_C
-    image = (tile // c_tiles).to(tl.int64)
-
-    c_offs = c_start + tl.arange(0, BLOCK_C)[:, None, None]
-    h_offs = h_start + tl.arange(0, BLOCK_H)[None, :, None]
-    w_offs = w_start + tl.arange(0, BLOCK_W)[None, None, :]
-    c_mask = c_offs < channels
-    mask = c_mask & (h_offs < height) & (w_offs < width)
-
-    x_ptrs = x_ptr + image * x_batch_stride + c_offs.to(tl.int64) * x_c_stride
-    x_ptrs += h_offs.to(OFFSET_DTYPE) * x_h_stride + w_offs
-    weight_ptrs = weight_ptr + c_offs * (KERNEL_SIZE * KERNEL_SIZE)
-
-    RADIUS: tl.constexpr = KERNEL_SIZE // 2
-    acc = tl.zeros((BLOCK_C, BLOCK_H, BLOCK_W), dtype=tl.float32)
-    for kh in range(KERNEL_SIZE):
-        row = h_offs + (kh - RADIUS)
-        row_mask = c_mask & (row >= 0) & (row < height)
-        row_ptrs = x_ptrs + tl.full((), kh - RADIUS, OFFSET_DTYPE) * x_h_stride
-        for kw_start in range(0, KERNEL_SIZE, UNROLLED_TAPS):
-            for step in tl.static_range(UNROLLED_TAPS):
-                kw = kw_start + step
-                column = w_offs + (kw - RADIUS)
-                tap_mask = row_mask & (column >= 0) & (column < width)
-                weight_mask = c_mask
-                if KERNEL_SIZE % UNROLLED_TAPS != 0:
-                    # A block of one, because masks do not mix with scalar booleans.
-                    is_tap = tl.full((1, 1, 1), kw, tl.int32) < KERNEL_SIZE
-                    tap_mask &= is_tap
-                    weight_mask &= is_tap
-                weight_offs = kh * KERNEL_SIZE + kw
-                value = tl.load(row_ptrs + (kw - RADIUS), mask=tap_mask, other=0.0)
-                weight = tl.load(weight_ptrs + weight_offs, mask=weight_mask, other=0.0)
-                acc += value.to(tl.float32) * weight.to(tl.float32)
-
-    out = apply_epilogue(
-        acc,
-        bias_ptr,
-        scale_ptr,
-        shift_ptr,
-        c_offs,
-        c_mask,
-        ACTIVATION,
-        HAS_BIAS,
-        HAS_SCALE,
-        HAS_SHIFT,
-    )
-    if HAS_RESIDUAL:
-        out += tl.load(x_ptrs, mask=mask, other=0.0).to(tl.float32)
-    out_ptrs = out_ptr + (image * channels + c_offs) * height * width
-    out_ptrs += h_offs.to(OFFSET_DTYPE) * width + w_offs
-    tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=mask)
+    return next(row for row in CONFIGS if fits(row))
 
 
 def depthwise_block_triton(
@@ -206,44 +128,15 @@ def depthwise_block_triton(
 
     Equivalent to ``reference.depthwise_block_ref(x, ...)``, summed in float32.
     """
-    images, channels, height, width = x.shape
-    kernel_size = weight.shape[3]
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if out.numel() == 0:
         return out
-    if width > 1 and x.stride(3) != 1:
+    if x.shape[3] > 1 and x.stride(3) != 1:
         x = x.contiguous()
-    config = choose_config(kernel_size, height, width)
-    tiles = triton.cdiv(width, config.BLOCK_W) * triton.cdiv(height, config.BLOCK_H)
-    grid = (tiles * triton.cdiv(channels, config.BLOCK_C) * images,)
-    with device_guard(x):
-        _depthwise_block_kernel[grid](
-            x,
-            weight.contiguous(),
-            contiguous_or_none(bias),
-            contiguous_or_none(scale),
-            contiguous_or_none(shift),
-            out,
-            channels,
-            height,
-            width,
-            x.stride(0),
-            x.stride(1),
-            x.stride(2),
-            KERNEL_SIZE=kernel_size,
-            UNROLLED_TAPS=config.unrolled_taps or kernel_size,
-            BLOCK_C=config.BLOCK_C,
-            BLOCK_H=config.BLOCK_H,
-            BLOCK_W=config.BLOCK_W,
-            ACTIVATION=activation,
-            HAS_BIAS=bias is not None,
-            HAS_SCALE=scale is not None,
-            HAS_SHIFT=shift is not None,
-            HAS_RESIDUAL=residual,
-            OFFSET_DTYPE=offset_dtype(height * width, height * x.stride(2)),
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-            maxnreg=config.max_registers,
-            enable_fp_fusion=True,
-        )
+    tile = choose_config(x, weight.shape[3]).tile
+    args = (x, weight, bias, scale, shift, out, activation, residual)
+    if isinstance(tile, ToeplitzTile):
+        launch_toeplitz(*args, tile)
+    else:
+        launch_direct(*args, tile)
     return out

@@ -13,10 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["contiguous_or_none", "device_guard", "fp32_input_precision", "is_interpreted"]
-__all__ += ["offset_dtype"]
+__all__ = ["INT32_ELEMENTS", "capability", "contiguous_or_none", "device_guard"]
+__all__ += ["fp32_input_precision", "is_interpreted", "offset_dtype", "takes_ptx"]
 
-_INT32_ELEMENTS = 2**31
+INT32_ELEMENTS = 2**31
 """From this span on, element offsets need 64 bits."""
 
 
@@ -34,6 +34,23 @@ def is_interpreted(kernel: Callable[..., Any]) -> bool:
     return not isinstance(kernel, triton.JITFunction)
 
 
+def takes_ptx(kernel: Callable[..., Any]) -> bool:
+    """Whether ``kernel`` is compiled for an NVIDIA device, with inline PTX allowed."""
+    return not is_interpreted(kernel) and torch.version.hip is None
+
+
+def capability(x: Tensor) -> int:
+    """Return the compute capability of the device of ``x``, 90 for 9.0.
+
+    On an AMD device and in the interpreter that of the oldest supported device: what every
+    device has, and nothing else.
+    """
+    if not x.is_cuda or torch.version.hip is not None:
+        return 80
+    major, minor = torch.cuda.get_device_capability(x.device)
+    return 10 * major + minor
+
+
 def contiguous_or_none(vector: Tensor | None) -> Tensor | None:
     """Return a vector of the epilogue as the kernels read it, with stride 1."""
     return None if vector is None else vector.contiguous()
@@ -41,7 +58,7 @@ def contiguous_or_none(vector: Tensor | None) -> Tensor | None:
 
 def offset_dtype(*spans: int) -> tl.dtype:
     """Return int32 if all ``spans`` of elements can be addressed with it, else int64."""
-    return tl.int64 if max(spans) >= _INT32_ELEMENTS else tl.int32
+    return tl.int64 if max(spans) >= INT32_ELEMENTS else tl.int32
 
 
 def fp32_input_precision() -> str:

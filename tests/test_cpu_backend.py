@@ -1,179 +1,30 @@
-"""What is specific to the compiled CPU backend.
+"""The numbers of the compiled CPU backend, against the reference in float64.
 
-Each instruction set that the machine has, threads, fork, memory, NaN and infinities, the
-error of the activations, tails of every size and any memory format; all against the
-reference in float64.
+Each instruction set that the machine has, NaN and infinities, the error of the activations,
+tails of every size and any memory format.
 """
 
-import multiprocessing
-import os
-import platform
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-
-pytest.importorskip(
-    "convmixer_fast._C",
-    reason="needs the compiled extension: CONVMIXER_FAST_EXT=1 pip install .",
-)
 
 from convmixer_fast import _C, cpu, reference
+from tests.cpu_cases import (
+    ACTIVATIONS,
+    CASES,
+    Call,
+    activation_error,
+    depthwise,
+    patch,
+    pointwise,
+    run_python,
+    shared,
+)
 from tests.tolerances import TOL
 
-ROOT = Path(__file__).parent.parent
-ACTIVATIONS = tuple(reference.ACTIVATIONS)
 BAND = 64
-
-DEPTHWISE = {  # N, C, H, W, K
-    "odd-3": (2, 40, 13, 11, 3),
-    "odd-5": (1, 40, 13, 11, 5),
-    "odd-7": (2, 40, 13, 11, 7),
-    "odd-9": (1, 40, 13, 11, 9),
-    "k1": (1, 3, 5, 6, 1),
-    "k31": (1, 5, 13, 11, 31),
-    "k33-larger-than-plane": (1, 2, 4, 5, 33),
-    "one-position": (3, 5, 1, 1, 7),
-    "one-row": (1, 7, 1, 37, 5),
-    "one-column": (1, 7, 37, 1, 5),
-    "w2-h3": (2, 6, 3, 2, 3),
-    "w7-h6": (2, 6, 6, 7, 5),
-    "w8": (2, 6, 8, 8, 5),
-    "w14": (2, 6, 14, 14, 9),
-    "w16": (2, 6, 16, 16, 5),
-    "w17-h9": (2, 6, 9, 17, 7),
-    "w33-h23": (1, 6, 23, 33, 9),
-    "several-bands": (1, 2, 301, 270, 3),
-}
-POINTWISE = {  # N, C_in, H, W, C_out
-    "odd": (2, 40, 13, 11, 40),
-    "one": (1, 1, 1, 1, 1),
-    "one-position": (37, 19, 1, 1, 23),
-    "k31": (1, 31, 7, 7, 29),
-    "panels-cross-images": (5, 17, 3, 7, 15),
-    "few-columns-many-rows": (1, 64, 2, 2, 333),
-    "deep": (1, 1031, 5, 5, 27),
-    "whole-tiles": (2, 64, 8, 8, 56),
-}
-PATCH = {  # N, C_in, H, W, C_out, P_h, P_w
-    "p7": (2, 3, 28, 35, 40, 7, 7),
-    "rest-of-image-unread": (2, 3, 31, 20, 13, 7, 6),
-    "p1": (2, 3, 9, 11, 5, 1, 1),
-    "one-patch": (3, 2, 5, 4, 17, 5, 4),
-}
-
-
-class Call:
-    """A call of one op: its backend, its reference and its arguments."""
-
-    def __init__(self, op: str, x: Tensor, weight: Tensor, *rest: object) -> None:
-        self.run: Callable[..., Tensor] = getattr(cpu, f"{op}_cpu")
-        self.reference: Callable[..., Tensor] = getattr(reference, f"{op}_ref")
-        self.arguments = (x, weight, *rest)
-        self.dtype = x.dtype
-
-    def __call__(self) -> Tensor:
-        return self.run(*self.arguments)
-
-    def expected(self) -> Tensor:
-        return self.reference(*(a.double() if isinstance(a, Tensor) else a for a in self.arguments))
-
-    def check(self) -> Tensor:
-        out = self()
-        assert out.dtype == self.dtype
-        assert out.is_contiguous()
-        expected = self.expected()
-        torch.testing.assert_close(
-            out.double(), expected, **TOL[self.dtype], equal_nan=True, check_stride=False
-        )
-        return out
-
-
-def vectors(channels: int) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.randn(channels), torch.rand(channels) + 0.5, torch.randn(channels)
-
-
-def depthwise(
-    n: int, c: int, h: int, w: int, k: int, activation: str = "gelu", residual: bool = True
-) -> Call:
-    weight = torch.randn(c, 1, k, k) / k
-    x = torch.randn(n, c, h, w)
-    return Call("depthwise_block", x, weight, *vectors(c), activation, residual)
-
-
-def pointwise(n: int, c: int, h: int, w: int, c_out: int, activation: str = "gelu") -> Call:
-    weight = torch.randn(c_out, c, 1, 1) / c**0.5
-    return Call("pointwise_block", torch.randn(n, c, h, w), weight, *vectors(c_out), activation)
-
-
-def patch(
-    n: int, c: int, h: int, w: int, c_out: int, p_h: int, p_w: int, activation: str = "gelu"
-) -> Call:
-    weight = torch.randn(c_out, c, p_h, p_w) / (c * p_h * p_w) ** 0.5
-    return Call("patch_embed", torch.randn(n, c, h, w), weight, *vectors(c_out), activation)
-
-
-MAKERS = {"depthwise": depthwise, "pointwise": pointwise, "patch": patch}
-CASES = {
-    f"{op}-{name}": (MAKERS[op], shape)
-    for op, shapes in (("depthwise", DEPTHWISE), ("pointwise", POINTWISE), ("patch", PATCH))
-    for name, shape in shapes.items()
-}
-# One call of each op, large enough to be shared by several threads.
-SHARED = {
-    "depthwise": lambda: depthwise(2, 40, 33, 29, 7),
-    "pointwise": lambda: pointwise(2, 67, 33, 29, 71),
-    "pointwise-few-columns": lambda: pointwise(1, 515, 3, 3, 1031),
-    "patch": lambda: patch(2, 3, 90, 90, 71, 5, 5),
-}
-shared = pytest.mark.parametrize("make", SHARED.values(), ids=SHARED)
-
-
-def check_all_cases() -> None:
-    """Every case, with the activations in turn: for a process of its own per ISA."""
-    torch.manual_seed(0)
-    for i, (make, shape) in enumerate(CASES.values()):
-        make(*shape, activation=ACTIVATIONS[i % len(ACTIVATIONS)]).check()
-    for activation in ("gelu", "gelu_tanh"):
-        assert activation_error(activation) < 5e-7
-
-
-def activation_error(activation: str) -> float:
-    """The largest absolute error over a dense range and over finite floats of any size."""
-    dense = torch.linspace(-10, 10, 500_009)
-    bits = torch.arange(-(2**31), 2**31, 2**32 // 500_009).to(torch.int32)
-    any_size = bits.view(torch.float32)
-    x = torch.cat([dense, any_size[any_size.isfinite()]]).view(1, 1, 1, -1)
-    one = torch.ones(1, 1, 1, 1)
-    out = cpu.pointwise_block_cpu(x, one, None, None, None, activation)
-    expected = reference.ACTIVATIONS[activation](x.double())
-    return (out.double() - expected).abs().max().item()
-
-
-def run_python(code: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -204,9 +55,10 @@ def test_every_tail(case: str) -> None:
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline"])
 def test_every_isa(isa: str) -> None:
     code = f"""
-        from tests import test_cpu_backend, test_cpu_trunk
-        assert test_cpu_backend._C.isa() == {isa!r}
-        test_cpu_backend.check_all_cases()
+        from convmixer_fast import _C
+        from tests import cpu_cases, test_cpu_trunk
+        assert _C.isa() == {isa!r}
+        cpu_cases.check_all_cases()
         test_cpu_trunk.check_all()
     """
     done = run_python(code, CONVMIXER_FAST_CPU_ISA=isa)
@@ -279,73 +131,6 @@ def test_batch_of_none(make: Callable[[], Call]) -> None:
     assert call.run(x[:0], *rest).shape == (0, *expected.shape[1:])
 
 
-@shared
-def test_thread_count_does_not_change_a_bit(
-    make: Callable[[], Call], threads: Callable[[int], None]
-) -> None:
-    call = make()
-    threads(1)
-    expected = call()
-    for count in (2, 3, 4):
-        threads(count)
-        for _ in range(5):
-            assert torch.equal(call(), expected)
-
-
-def test_concurrent_callers(threads: Callable[[int], None]) -> None:
-    threads(2)
-    calls = [make() for make in SHARED.values()]
-    expected = [call() for call in calls]
-
-    def repeat(index: int) -> bool:
-        turn = index % len(calls)
-        return all(torch.equal(calls[turn](), expected[turn]) for _ in range(30))
-
-    with ThreadPoolExecutor(2 * len(calls)) as executor:
-        assert all(executor.map(repeat, range(2 * len(calls))))
-
-
-class _Blocks(Dataset[Tensor]):
-    """Items that are computed by the CPU backend."""
-
-    def __init__(self, call: Call) -> None:
-        self.call = call
-
-    def __len__(self) -> int:
-        return 4
-
-    def __getitem__(self, index: int) -> Tensor:
-        torch.set_num_threads(2)
-        return self.call()
-
-
-def test_data_loader_worker_after_fork(threads: Callable[[int], None]) -> None:
-    threads(2)
-    call = SHARED["pointwise"]()
-    expected = call()  # the parent's pool has its threads now
-    loader = DataLoader(
-        _Blocks(call),
-        batch_size=None,
-        num_workers=2,
-        multiprocessing_context=multiprocessing.get_context("fork"),
-        timeout=60,
-    )
-    for out in loader:
-        assert torch.equal(out, expected)
-    assert torch.equal(call(), expected)
-
-
-def test_process_ends_with_threads_parked() -> None:
-    code = """
-        import torch
-        from tests import test_cpu_backend
-        torch.set_num_threads(4)
-        test_cpu_backend.SHARED["pointwise"]().check()
-    """
-    done = run_python(code)
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_nan_and_infinities(activation: str) -> None:
     special = torch.tensor([float("nan"), float("inf"), -float("inf"), 3e38, -3e38, -1e20])
@@ -392,28 +177,6 @@ def test_pixels_beyond_the_last_patch_are_not_read() -> None:
     x[:, :, 28:] = float("nan")
     x[:, :, :, 18:] = float("nan")
     assert not call.check().isnan().any()
-
-
-@pytest.mark.skipif(platform.system() != "Linux", reason="needs Linux: limits address space")
-def test_memory_error() -> None:
-    code = """
-        import resource, torch
-        from convmixer_fast import cpu
-        torch.set_num_threads(1)
-        from convmixer_fast.spec import FoldedBlock
-        # An activation of 1,024 channels, four times as large as the image's limit allows.
-        trunk = cpu.CpuTrunk(FoldedBlock(torch.ones(1024, 1, 1, 1), None, None, None, "relu"), ())
-        x = torch.ones(1, 1, 300, 300)
-        pages = int(open("/proc/self/statm").read().split()[0])
-        limit = pages * resource.getpagesize() + (96 << 20)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        try:
-            trunk(x, "mean")
-        except MemoryError:
-            print("MemoryError")
-    """
-    done = run_python(code)
-    assert done.stdout == "MemoryError\n", done.stderr
 
 
 # Keyword arguments that are valid, but for what a test replaces.

@@ -18,7 +18,7 @@ from convmixer_fast.published import Architecture
 from convmixer_fast.randomize import randomize
 from convmixer_fast.reference import ACTIVATIONS
 from convmixer_fast.verify import relative_error
-from tests.test_cpu_backend import run_python
+from tests.cpu_cases import run_python
 
 ARCHITECTURES = {
     "odd": (Architecture(40, 3, 5, 3, "gelu"), (2, 3, 40, 35)),
