@@ -84,7 +84,10 @@ def _window_column(element, quad_lane, WINDOW: tl.constexpr):
 @triton.jit
 def _left_operand(upper, lower, WINDOW: tl.constexpr):
     """(16, WINDOW) from its upper and its lower 8 rows, each (WINDOW // 4 elements, 32 lanes)."""
-    both = tl.join(upper, lower).reshape(2, WINDOW // 8, 8, 4, 2)
+    is_upper = tl.arange(0, 2)[None, None, :] == 0
+    # Not tl.join: where it sees one, Triton 3.6 packs operands for a conversion that is not there.
+    both = tl.where(is_upper, upper[:, :, None], lower[:, :, None])
+    both = both.reshape(2, WINDOW // 8, 8, 4, 2)
     return both.permute(4, 2, 1, 3, 0).reshape(16, WINDOW)
 
 
