@@ -5,9 +5,10 @@ import time
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
-from convmixer_fast.benchmarks.compare import changes, compare_table
+from convmixer_fast.benchmarks.compare import changes, compare_summary, compare_table
 from convmixer_fast.benchmarks.harness import Settings
 from convmixer_fast.benchmarks.plots import save_pictures
 from convmixer_fast.benchmarks.report import write_report
@@ -71,7 +72,29 @@ def compare(before: Folder, after: Folder) -> None:
     if not found:
         raise ValueError(f"{before} and {after} have no case in common")
     wide_console().print(compare_table(found))
-    print(f"largest change: {max(abs(change.relative) for change in found):.1%}")
+    print(compare_summary(found))
+
+
+@app.command()
+def tune(
+    batch: Annotated[int, typer.Option(min=1, help="Images.")] = 64,
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Instead of float16.")] = False,
+    seconds: Annotated[float, typer.Option(help="Of timing for each shape.")] = 10.0,
+) -> None:
+    """Time every tile of the Triton kernels on a GPU, and print the rows for their tables."""
+    from convmixer_fast.benchmarks import tune as sweeps  # Triton, which not every machine has
+
+    if not torch.cuda.is_available():
+        raise ValueError("tune needs a CUDA device: torch.cuda.is_available() is False")
+    device = torch.device("cuda")
+    dtype = torch.bfloat16 if bfloat16 else torch.float16
+    rows = []
+    with torch.inference_mode():
+        for problem in sweeps.published_problems(batch):
+            sweep = sweeps.tune(problem, device, dtype, seconds)
+            wide_console().print(sweep.table())
+            rows.append(sweep.row())
+    print("\n".join(rows))
 
 
 def _show(results: ResultFile, folder: Path) -> None:

@@ -211,7 +211,9 @@ class _Backend:
 
 
 _BACKENDS = {
-    "triton": _Backend("convmixer_fast.kernels", "triton", _triton_why_not, _triton_status),
+    "triton": _Backend(
+        "convmixer_fast.kernels", "triton", _triton_why_not, _triton_status, trunk="TritonTrunk"
+    ),
     "cpu": _Backend("convmixer_fast.cpu", "cpu", _cpu_why_not, _cpu_status, trunk="CpuTrunk"),
     "reference": _Backend(
         "convmixer_fast.reference", "ref", lambda device: None, _reference_status

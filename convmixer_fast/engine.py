@@ -1,10 +1,10 @@
 """The engine of a FusedConvMixer: its trunk in one call, where a backend has such a call.
 
-What a backend makes of the weights (packed, for the CPU) is derived from the module's parameters
-and kept beside them. It is made again whenever they are not the same any more: other tensors,
-or changed in place, as ``load_state_dict`` does. What PyTorch does not count, such as
-``weight.data.mul_(2)`` or writing through a NumPy view, is not noticed. It is no part of
-``state_dict``, copies and pickles.
+What a backend makes of the weights (packed for the CPU, CUDA graphs on a GPU) is derived from
+the module's parameters and kept beside them. It is made again whenever they are not the same any
+more: other tensors, or changed in place, as ``load_state_dict`` does. What PyTorch does not
+count, such as ``weight.data.mul_(2)`` or writing through a NumPy view, is not noticed. It is no
+part of ``state_dict``, copies and pickles.
 
 Where one call would not do what the ops one by one do, :meth:`Engine.trunk` returns None: while
 something looks at single operations (compiling, exporting, autocast, dispatch and function modes,
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from convmixer_fast import backends
+from convmixer_fast.cuda_graphs import CudaGraphs
 from convmixer_fast.errors import BackendUnavailableError
 from convmixer_fast.spec import FoldedLayer, Head
 
@@ -60,7 +61,16 @@ class Engine:
         """
         if torch.compiler.is_compiling() or not _is_plain(x):
             return None
-        made, where = self._made, (model.backend, x.device, x.dtype)
+        made, where = (
+            self._made,
+            (
+                model.backend,
+                model.cuda_graphs,
+                model.static_output,
+                x.device,
+                x.dtype,
+            ),
+        )
         if made is not None and made[1] == where and made[0].unchanged():
             source, _, trunk = made
             return (trunk, source.result) if source.takes(x) else None
@@ -76,6 +86,12 @@ class Engine:
         self._made = None  # before memory for another one is asked for
         with torch.inference_mode(False), torch.no_grad():
             trunk = make(source.blocks[0].folded(), tuple(source.layers()), source.head())
+        if model.cuda_graphs is not False and _has_graphs(x.device):
+            trunk = CudaGraphs(
+                trunk,
+                first_calls=0 if model.cuda_graphs is True else 1,
+                static_output=model.static_output,
+            )
         self._made = source, where, trunk
         return trunk, source.result
 
@@ -217,6 +233,10 @@ class _Source:
     def _needs_no_gradient(self) -> bool:
         # Weights that require one are left to the ops, which refuse them.
         return not torch.is_grad_enabled() or not any(t.requires_grad for t in self._tensors)
+
+
+def _has_graphs(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 def _is_plain(x: Tensor) -> bool:

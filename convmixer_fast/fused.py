@@ -103,14 +103,25 @@ class FusedConvMixer(ConvMixerInterface):
     Args:
         folded: the folded form; its tensors are taken over, not copied.
         backend: ``"auto"``, or one of :data:`backends.BACKENDS`.
+        cuda_graphs: see :func:`optimize`.
+        static_output: see :func:`optimize`.
     """
 
     source_head: nn.Module | None
     """The source's own head, where it is not a plain one; then ``head`` is not used."""
 
-    def __init__(self, folded: FoldedConvMixer, backend: str = "auto") -> None:
+    def __init__(
+        self,
+        folded: FoldedConvMixer,
+        backend: str = "auto",
+        *,
+        cuda_graphs: str | bool = "auto",
+        static_output: bool = False,
+    ) -> None:
         super().__init__()
         self.backend = backend
+        self.cuda_graphs = cuda_graphs
+        self.static_output = static_output
         self._engine = Engine()
         self.conditions = folded.conditions
         self.prefix = folded.prefix

@@ -22,6 +22,8 @@ def optimize(
     backend: str = "auto",
     dtype: torch.dtype | None = None,
     example_input: Tensor | None = None,
+    cuda_graphs: str | bool = "auto",
+    static_output: bool = False,
 ) -> FusedConvMixer:
     """Return a module that computes what ``model`` does, faster.
 
@@ -33,6 +35,11 @@ def optimize(
         dtype: of the weights and so of the input; None keeps the model's.
         example_input: an input batch that the model takes; needed only for a model that
             takes images of one size alone. Its values do not matter.
+        cuda_graphs: on a GPU, whether an input shape's kernels are captured once and then
+            launched together: ``"auto"`` from the second call of a shape on, True from the
+            first, False never. At most 8 shapes are kept.
+        static_output: whether results may be a graph's own memory, which the next call with the
+            same shape overwrites: saves a copy.
 
     Returns:
         The optimized module, on the model's device, for inference only.
@@ -40,16 +47,20 @@ def optimize(
     Raises:
         TypeError: ``model`` is no module, or ``dtype`` none that the fused ops take.
         UnsupportedModelError: ``model`` is no ConvMixer in eval mode; says where it differs.
-        ValueError: there is no backend of that name, or ``example_input`` is not a tensor
-            (N, C, H, W).
+        ValueError: there is no backend of that name, ``example_input`` is not a tensor
+            (N, C, H, W), or ``cuda_graphs`` is none of its values.
         BackendUnavailableError: the backend named cannot run here.
     """
+    if cuda_graphs not in ("auto", True, False):
+        raise ValueError(f"cuda_graphs must be 'auto', True or False, got {cuda_graphs!r}")
     if isinstance(unwrap(model), FusedConvMixer):
         raise UnsupportedModelError("the model is optimized already; pass the one it was made from")
     # Not inference tensors, even when called under inference_mode().
     with torch.inference_mode(False), torch.no_grad():
         folded = fold(recognize(model, example_input), dtype)
-        fused = FusedConvMixer(folded, backend)
+        fused = FusedConvMixer(
+            folded, backend, cuda_graphs=cuda_graphs, static_output=static_output
+        )
         if dtype is not None:
             # The source's own modules around the trunk follow, as by model.to(dtype).
             fused.to(dtype)

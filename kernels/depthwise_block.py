@@ -79,7 +79,7 @@ _MIN_TOEPLITZ_WIDTH = 4
 
 def choose_config(x: Tensor, kernel_size: int) -> Config:
     """Return the row of :data:`CONFIGS` for x (N, C, H, W), rows contiguous, and a kernel."""
-    images, channels, height, width = x.shape
+    height, width = x.shape[2:]
     # Float32 has no tensor cores that keep its digits, and the Toeplitz kernel 32-bit offsets
     # within a plane.
     toeplitz = (
@@ -90,7 +90,7 @@ def choose_config(x: Tensor, kernel_size: int) -> Config:
 
     def fits(row: Config) -> bool:
         if isinstance(row.tile, ToeplitzTile):
-            programs = row.tile.programs(kernel_size, (images, channels, height, width))
+            programs = row.tile.programs(kernel_size, x.shape)
             if not toeplitz or programs < row.min_programs or aligned_elements(x) < row.min_aligned:
                 return False
         return (

@@ -27,6 +27,7 @@ results of the windows (and the pairs of rows) that it is in, its own place incl
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import triton
@@ -54,15 +55,14 @@ class ToeplitzTile(NamedTuple):
 
     def rows(self, height: int) -> int:
         """Return the rows of a segment, even, of planes ``height`` high."""
-        segments = triton.cdiv(height, self.max_rows)
-        return 2 * triton.cdiv(triton.cdiv(height, segments), 2)
+        segments = -(-height // self.max_rows)
+        return 2 * -(-height // (2 * segments))
 
-    def programs(self, kernel_size: int, shape: tuple[int, int, int, int]) -> int:
+    def programs(self, kernel_size: int, shape: Sequence[int]) -> int:
         """Return how many programs x of ``shape`` (N, C, H, W) takes."""
         images, channels, height, width = shape
-        windows = images * triton.cdiv(height, self.rows(height))
-        windows *= triton.cdiv(width, block_width(kernel_size))
-        return channels * triton.cdiv(windows, self.BLOCK_N)
+        windows = images * -(-height // self.rows(height)) * -(-width // block_width(kernel_size))
+        return channels * -(-windows // self.BLOCK_N)
 
 
 def block_width(kernel_size: int) -> int:
@@ -152,7 +152,7 @@ def _depthwise_toeplitz_kernel(
     row_ptrs = weight_ptr + channel * (KERNEL_SIZE * KERNEL_SIZE) + tap
     zeros = tl.zeros((WINDOW // 4, 32), dtype)
     previous = zeros
-    tables = ()
+    tables = ()  # of one more at each step, which Triton follows and mypy does not
     for kh in tl.static_range(DOTS):
         upper = zeros
         if kh < KERNEL_SIZE:
@@ -161,7 +161,8 @@ def _depthwise_toeplitz_kernel(
         if ROWS_PER_DOT == 1:
             is_tap = (tap >= 8) & (tap < KERNEL_SIZE + 8)
             lower = tl.load(row_ptrs - 8, mask=is_tap, other=0.0)
-        tables = tables + (_left_operand(upper, lower, WINDOW).to(dot_dtype),)
+        table = _left_operand(upper, lower, WINDOW).to(dot_dtype)
+        tables = tables + (table,)  # type: ignore[assignment]
         previous = upper
         row_ptrs += KERNEL_SIZE
 
@@ -198,7 +199,7 @@ def _depthwise_toeplitz_kernel(
         mask = column_mask & ((row >= 0) & (row < HEIGHT))[:, None]
         x = tl.load(x_ptrs + (step - RADIUS) * x_h_stride * VECTOR, mask=mask, other=0.0)
         x = x.reshape(BLOCK_N, 4, WINDOW // 8, 2).permute(2, 1, 3, 0).reshape(WINDOW, BLOCK_N)
-        rows = rows + (x.to(dot_dtype),)
+        rows = rows + (x.to(dot_dtype),)  # type: ignore[assignment]
         if step >= DOTS - 1 and (step - (DOTS - 1)) % ROWS_PER_DOT == 0:
             acc = tl.zeros((16, BLOCK_N), tl.float32)
             for kh in tl.static_range(DOTS):
@@ -235,7 +236,7 @@ def launch_toeplitz(
     kernel_size = weight.shape[3]
     vector = aligned_elements(x)
     with device_guard(x):
-        _depthwise_toeplitz_kernel[(tile.programs(kernel_size, tuple(x.shape)),)](
+        _depthwise_toeplitz_kernel[(tile.programs(kernel_size, x.shape),)](
             x,
             weight.contiguous(),
             contiguous_or_none(bias),

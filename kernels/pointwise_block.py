@@ -18,7 +18,8 @@ from convmixer_fast.kernels.launch import capability, fp32_input_precision
 from convmixer_fast.kernels.pointwise_pointers import PointerTile, launch_pointers
 from convmixer_fast.kernels.pointwise_tma import TmaTile, launch_tma, suits_tma
 
-__all__ = ["CONFIGS", "Config", "choose_config", "pointwise_block_triton"]
+__all__ = ["CONFIGS", "Config", "aligned_rows", "choose_config", "has_tma"]
+__all__ += ["pointwise_block_triton"]
 
 
 class Config(NamedTuple):
@@ -68,6 +69,11 @@ CONFIGS = (
     Config(_EVERY, "ieee", False, 0, 0, PointerTile(64, 16, 16, 4, 3)),
 )
 """Tried in order; the first row for the device and the operands whose limits hold is used."""
+
+
+def has_tma(device: int) -> bool:
+    """Whether the TMA's rows are for a compute capability, 90 for 9.0."""
+    return _DATACENTER[0] <= device < _DATACENTER[1]
 
 
 def choose_config(
@@ -142,7 +148,7 @@ def pointwise_block_triton(
     matrix = x.reshape(images, channels_in, positions)
     if 1 not in matrix.stride()[1:]:
         matrix = matrix.contiguous()
-    weight = weight.reshape(channels_out, channels_in).contiguous()
+    weight = aligned_rows(weight.reshape(channels_out, channels_in))
     operands = fp32_input_precision() if x.dtype == torch.float32 else "16-bit"
     tile = choose_config(
         capability(x),
@@ -166,5 +172,20 @@ def _is_aligned(x: Tensor, weight: Tensor) -> bool:
 
     It looks for multiples of 16 in every size, stride and address.
     """
-    multiples = (*x.shape[1:], *x.stride(), x.data_ptr(), weight.data_ptr())
+    multiples = (*x.shape[1:], *x.stride(), weight.stride(0), x.data_ptr(), weight.data_ptr())
     return all(number == 1 or number % 16 == 0 for number in multiples)
+
+
+def aligned_rows(weight: Tensor) -> Tensor:
+    """Return weight (C_out, C_in) with rows that begin at multiples of 16 bytes.
+
+    What is read in vectors, or by the TMA, wants that. The patch embedding's rows do not:
+    3 x 7 x 7 pixels. Copying them costs little: they are as many as the channels.
+    """
+    channels_out, channels_in = weight.shape
+    elements = 16 // weight.element_size()
+    if weight.stride(1) == 1 and weight.stride(0) % elements == 0 and weight.stride(0) > 0:
+        return weight
+    rows = weight.new_zeros(channels_out, -(-channels_in // elements) * elements)
+    rows[:, :channels_in] = weight
+    return rows[:, :channels_in]

@@ -51,6 +51,7 @@ def _pointwise_pointers_kernel(
     x_batch_stride,
     x_k_stride,
     x_hw_stride,
+    weight_o_stride,
     BLOCK_O: tl.constexpr,
     BLOCK_HW: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -63,7 +64,7 @@ def _pointwise_pointers_kernel(
     """One tile of ``act(weight @ x + bias) * scale + shift``.
 
     x_ptr: (N, C_in, H * W), any strides, fp16|bf16|fp32.
-    weight_ptr: (C_out, C_in), contiguous, dtype of x.
+    weight_ptr: (C_out, C_in), rows contiguous, dtype of x.
     bias_ptr, scale_ptr, shift_ptr: (C_out,), dtype of x or fp32, or None.
     out_ptr: (N, C_out, H * W), contiguous, dtype of x.
     Grid: output channels fastest, then positions, images.
@@ -84,7 +85,7 @@ def _pointwise_pointers_kernel(
     o_mask = o_offs < channels_out
     hw_mask = hw_offs < positions
 
-    weight_ptrs = weight_ptr + o_offs.to(OFFSET_DTYPE) * channels_in + k_offs[None, :]
+    weight_ptrs = weight_ptr + o_offs.to(OFFSET_DTYPE) * weight_o_stride + k_offs[None, :]
     x_ptrs = x_ptr + image * x_batch_stride + hw_offs.to(OFFSET_DTYPE) * x_hw_stride
     x_ptrs += k_offs[:, None].to(OFFSET_DTYPE) * x_k_stride
 
@@ -145,11 +146,12 @@ def launch_pointers(
             x.stride(0),
             x.stride(1),
             x.stride(2),
+            weight.stride(0),
             UPCAST_DOT=is_interpreted(_pointwise_pointers_kernel),
             ACTIVATION=activation,
             OFFSET_DTYPE=offset_dtype(
                 channels_out * positions,
-                channels_out * channels_in,
+                channels_out * weight.stride(0),
                 channels_in * x.stride(1) + positions * x.stride(2),
             ),
             PTX=takes_ptx(_pointwise_pointers_kernel),

@@ -14,7 +14,7 @@ from torch import nn
 
 from convmixer_fast.benchmarks import harness
 from convmixer_fast.benchmarks.ceilings import Ceilings, measure_ceilings
-from convmixer_fast.benchmarks.compare import changes, compare_table
+from convmixer_fast.benchmarks.compare import changes, compare_summary, compare_table
 from convmixer_fast.benchmarks.environment import environment
 from convmixer_fast.benchmarks.harness import DeviceLostError, Settings, run_cases
 from convmixer_fast.benchmarks.memory import peak_memory
@@ -311,8 +311,14 @@ def test_ratios_and_their_changes():
     assert speedup({"eager": before[0]}) is None
     (change,) = changes(before, after)
     assert (change.before, change.after) == (1.5, 1.6)
-    assert change.relative == pytest.approx(1.6 / 1.5 - 1)
+    assert change.relative == change.undisturbed == pytest.approx(1.6 / 1.5 - 1)
     assert compare_table([change]).row_count == 1
+    busy = [dataclasses.replace(r, p50_s=2 * r.p50_s) if r.ours else r for r in before]
+    (change,) = changes(before, busy)
+    assert (change.relative, change.undisturbed) == (-0.5, 0)
+    summary = compare_summary([change])
+    assert "ratios of medians: 0 of 1 within 10%, largest change: 50.0%" in summary
+    assert "ratios of undisturbed times: 1 of 1 within 10%, largest change: 0.0%" in summary
 
 
 def test_tables():
