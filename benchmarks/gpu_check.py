@@ -24,7 +24,9 @@ PARTS = ("tests", "micro", "model", "build")
 DEVICE_TESTS = [
     "tests/test_triton_models.py",
     "tests/test_triton_kernels.py",
+    "tests/test_cuda_graphs.py",
     "tests/test_ops.py",
+    "tests/test_tune.py",
     "tests/test_demo.py",
     "-m",
     "cuda or device",

@@ -7,13 +7,14 @@ count, such as ``weight.data.mul_(2)`` or writing through a NumPy view, is not n
 part of ``state_dict``, copies and pickles.
 
 Where one call would not do what the ops one by one do, :meth:`Engine.trunk` returns None: while
-something looks at single operations (compiling, exporting, autocast, dispatch and function modes,
-function transforms, hooks on layers), and for inputs and weights that the ops refuse, with their
-own errors.
+something looks at single operations (compiling, exporting, dispatch and function modes, autocast on
+a CPU, function transforms, hooks on layers), and for inputs and weights that the ops refuse, with
+their own errors.
 """
 
 import operator
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 from convmixer_fast import backends
 from convmixer_fast.cuda_graphs import CudaGraphs
 from convmixer_fast.errors import BackendUnavailableError
-from convmixer_fast.spec import FoldedLayer, Head
+from convmixer_fast.spec import FoldedBlock, FoldedLayer, Head
 
 if TYPE_CHECKING:
     from convmixer_fast.fused import FusedConvMixer
@@ -34,6 +35,9 @@ __all__ = ["Engine"]
 Trunk = Callable[..., Tensor]
 
 _DEVICES = ("cpu", "cuda")
+_AUTOCAST_DEVICES = ("cuda",)
+"""Where a trunk follows autocast. On a CPU the ops do, one by one: that is not worth a second copy
+of packed weights."""
 
 
 class Engine:
@@ -43,8 +47,9 @@ class Engine:
     """
 
     def __init__(self) -> None:
-        # One attribute, so that several Python threads see all of it or nothing.
-        self._made: tuple[_Source, object, Trunk] | None = None
+        # By what a call asks for: two at most, with autocast and without. Replaced and not
+        # changed, so that several Python threads see all of it or nothing.
+        self._made: dict[object, tuple[_Source, Trunk]] = {}
 
     def __deepcopy__(self, memo: object) -> "Engine":
         return Engine()
@@ -61,21 +66,14 @@ class Engine:
         """
         if torch.compiler.is_compiling() or not _is_plain(x):
             return None
-        made, where = (
-            self._made,
-            (
-                model.backend,
-                model.cuda_graphs,
-                model.static_output,
-                x.device,
-                x.dtype,
-            ),
-        )
-        if made is not None and made[1] == where and made[0].unchanged():
-            source, _, trunk = made
+        dtype = _working_dtype(x)
+        where = model.backend, model.cuda_graphs, model.static_output, x.device, x.dtype, dtype
+        made = self._made.get(where)
+        if made is not None and made[0].unchanged():
+            source, trunk = made
             return (trunk, source.result) if source.takes(x) else None
         try:
-            make = backends.trunk_maker(backends.resolve(model.backend, x.device, x.dtype))
+            make = backends.trunk_maker(backends.resolve(model.backend, x.device, dtype))
         except BackendUnavailableError:
             return None  # what is wrong with the input is for the ops to say first
         if make is None:
@@ -83,16 +81,20 @@ class Engine:
         source = _Source(model)
         if not (source.usable() and source.takes(x)):
             return None
-        self._made = None  # before memory for another one is asked for
+        # Before memory for another one is asked for; the others that stay are still right.
+        kept = {key: made for key, made in self._made.items() if made[0].unchanged()}
+        self._made = dict(list(kept.items())[-1:])
         with torch.inference_mode(False), torch.no_grad():
-            trunk = make(source.blocks[0].folded(), tuple(source.layers()), source.head())
+            trunk = make(source.stem(dtype), tuple(source.layers(dtype)), source.head(dtype))
+        if dtype != x.dtype:
+            trunk = _casting(trunk, dtype)
         if model.cuda_graphs is not False and _has_graphs(x.device):
             trunk = CudaGraphs(
                 trunk,
                 first_calls=0 if model.cuda_graphs is True else 1,
                 static_output=model.static_output,
             )
-        self._made = source, where, trunk
+        self._made = {**self._made, where: (source, trunk)}
         return trunk, source.result
 
 
@@ -167,25 +169,40 @@ class _Source:
     def takes(self, x: Tensor) -> bool:
         """Whether the ops would take ``x``."""
         weight = self.blocks[0].weight
-        if x.dim() != 4 or x.dtype != weight.dtype or x.device != weight.device:
+        if x.dim() != 4 or x.device != weight.device:
+            return False
+        if torch.is_autocast_enabled(x.device.type):
+            # Float64, and what is no floating-point number, is not cast.
+            if not x.is_floating_point() or torch.float64 in (x.dtype, weight.dtype):
+                return False
+        elif x.dtype != weight.dtype:
             return False
         _, channels, height, width = x.shape
         _, wanted, patch_h, patch_w = weight.shape
         strided = x.layout == torch.strided
         return channels == wanted and height >= patch_h and width >= patch_w and strided
 
-    def layers(self) -> Iterator[FoldedLayer]:
+    def stem(self, dtype: torch.dtype) -> FoldedBlock:
+        """Return the patch embedding, its weight in ``dtype``."""
+        return _cast(self.blocks[0].folded(), dtype)
+
+    def layers(self, dtype: torch.dtype) -> Iterator[FoldedLayer]:
         """Yield the layers; one that stands at several positions is one object at each."""
         made: dict[tuple[int, int], FoldedLayer] = {}
         for depthwise, pointwise in zip(self.blocks[1::2], self.blocks[2::2], strict=True):
             key = id(depthwise), id(pointwise)
             if key not in made:
-                made[key] = FoldedLayer(depthwise.folded(), pointwise.folded())
+                made[key] = FoldedLayer(
+                    _cast(depthwise.folded(), dtype), _cast(pointwise.folded(), dtype)
+                )
             yield made[key]
 
-    def head(self) -> Head | None:
+    def head(self, dtype: torch.dtype) -> Head | None:
         """Return the head, where the trunk can do it."""
-        return None if self._head is None else Head("avg", self._head.weight, self._head.bias)
+        if self._head is None:
+            return None
+        bias = self._head.bias
+        return Head("avg", self._head.weight.to(dtype), None if bias is None else bias.to(dtype))
 
     def _watched(self) -> bool:
         return any(self._hooks) or any(map(operator.contains, self._attributes, repeat("forward")))
@@ -235,6 +252,24 @@ class _Source:
         return not torch.is_grad_enabled() or not any(t.requires_grad for t in self._tensors)
 
 
+def _working_dtype(x: Tensor) -> torch.dtype:
+    """Return what the trunk computes in: the dtype of autocast, where it is on."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def _cast(block: FoldedBlock, dtype: torch.dtype) -> FoldedBlock:
+    # As autocast does to a convolution's weight; the vectors are made for float32.
+    return replace(block, weight=block.weight.to(dtype))
+
+
+def _casting(trunk: Trunk, dtype: torch.dtype) -> Trunk:
+    def cast_first(x: Tensor, result: str) -> Tensor:
+        return trunk(x.to(dtype), result)
+
+    return cast_first
+
+
 def _has_graphs(device: torch.device) -> bool:
     return device.type == "cuda"
 
@@ -248,6 +283,6 @@ def _is_plain(x: Tensor) -> bool:
         and torch._C._len_torch_function_stack() == 0
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
         and device in _DEVICES
-        and not torch.is_autocast_enabled(device)
+        and (device in _AUTOCAST_DEVICES or not torch.is_autocast_enabled(device))
         and not torch._C._is_tracing()
     )

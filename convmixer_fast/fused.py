@@ -5,7 +5,7 @@ Its tensors are parameters that require no gradient, so that ``.to()``,
 do what they do on any module.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -180,6 +180,22 @@ class FusedConvMixer(ConvMixerInterface):
         if self.source_head is not None:
             return self.source_head(features, *extras)
         return super().forward_head(features)
+
+    def warmup(self, *shapes: Sequence[int]) -> None:
+        """Run zeros of each shape (N, in_chans, H, W): later calls have nothing to prepare.
+
+        On a GPU kernels are compiled (seconds) and CUDA graphs captured, on a CPU weights packed.
+        For servers, before the first request, and under the same autocast as later calls.
+
+        Raises:
+            ValueError: a shape is none that the model takes.
+        """
+        weight: Any = self.stem.weight
+        with torch.no_grad():
+            for shape in shapes:
+                x = torch.zeros(tuple(shape), dtype=weight.dtype, device=weight.device)
+                for _ in range(2):  # a graph is captured when a shape comes again
+                    self(x)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Map images (N, in_chans, H, W) to the last layer's output (N, num_features, H', W')."""

@@ -231,7 +231,8 @@ def test_graphs_inside_a_capture_of_the_users():
         torch.testing.assert_close(out, expected)
 
 
-def test_whole_engine_in_the_interpreter():
+@pytest.mark.device
+def test_whole_engine_on_triton():
     from convmixer_fast import backends
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -249,3 +250,52 @@ def test_whole_engine_in_the_interpreter():
     assert type(out) is torch.Tensor
     error = (out.double() - exact).abs().max() / exact.abs().max()
     assert error <= MODEL_TOL[torch.float16]
+
+
+def test_warmup_captures(monkeypatch):
+    pytest.importorskip("convmixer_fast._C", reason="needs the compiled extension")
+    device = FakeDevice()
+    monkeypatch.setattr(engine, "_has_graphs", lambda where: True)
+    monkeypatch.setattr("convmixer_fast.cuda_graphs.CudaDevice", lambda: device)
+    fast = optimize(randomize(Architecture(8, 1, 3, 2, "gelu").build()), backend="cpu")
+    fast.warmup((1, 3, 8, 8), (4, 3, 8, 10))
+    assert device.captured == [(1, 3, 8, 8), (4, 3, 8, 10)]
+    with pytest.raises(ValueError, match="x must have 3 channels"):
+        fast.warmup((1, 5, 8, 8))
+
+
+def test_a_trunk_follows_autocast(monkeypatch):
+    pytest.importorskip("convmixer_fast._C", reason="needs the compiled extension")
+    monkeypatch.setattr(engine, "_AUTOCAST_DEVICES", ("cpu",))
+    model = randomize(Architecture(8, 1, 3, 2, "gelu").build())
+    fast = optimize(model, backend="cpu")
+    x = torch.randn(2, 3, 8, 8)
+    for _ in range(2):
+        for image in (x, x.bfloat16()):
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                out, expected = fast(image), model(image)
+                found = fast._engine.trunk(fast, image)
+            assert out.dtype == expected.dtype == torch.bfloat16
+            torch.testing.assert_close(out, expected, rtol=0.05, atol=0.05)
+            assert found is not None
+        with torch.no_grad():
+            torch.testing.assert_close(fast(x), model(x))
+        assert len(fast._engine._made) <= 2
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError):
+        fast(x.double())
+
+
+@pytest.mark.cuda
+@pytest.mark.device
+def test_autocast_on_a_device():
+    model = randomize(Architecture(64, 2, 5, 2, "gelu").build()).cuda()
+    fast = optimize(model)
+    x = torch.randn(2, 3, 32, 32, device="cuda")
+    with torch.inference_mode():
+        truth = model.double()(x.double())
+        model.float()
+        for _ in range(3):
+            with torch.autocast("cuda", torch.float16):
+                out, eager = fast(x), model(x)
+            assert out.dtype == eager.dtype == torch.float16
+            assert (out - truth).abs().max() <= 1.5 * (eager - truth).abs().max()
