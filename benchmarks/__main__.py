@@ -78,6 +78,7 @@ def compare(before: Folder, after: Folder) -> None:
 @app.command()
 def tune(
     batch: Annotated[int, typer.Option(min=1, help="Images.")] = 64,
+    only: Annotated[str, typer.Option(help="Shapes named so: pointwise, 768 ...")] = "",
     bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Instead of float16.")] = False,
     seconds: Annotated[float, typer.Option(help="Of timing for each shape.")] = 10.0,
 ) -> None:
@@ -88,13 +89,13 @@ def tune(
         raise ValueError("tune needs a CUDA device: torch.cuda.is_available() is False")
     device = torch.device("cuda")
     dtype = torch.bfloat16 if bfloat16 else torch.float16
-    rows = []
     with torch.inference_mode():
         for problem in sweeps.published_problems(batch):
+            if only not in str(problem):
+                continue
             sweep = sweeps.tune(problem, device, dtype, seconds)
             wide_console().print(sweep.table())
-            rows.append(sweep.row())
-    print("\n".join(rows))
+            print(sweep.row(), flush=True)
 
 
 def _show(results: ResultFile, folder: Path) -> None:

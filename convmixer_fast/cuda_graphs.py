@@ -25,6 +25,9 @@ class CapturedCall(Protocol):
     def replay(self, x: Tensor, static_output: bool) -> Tensor:
         """Run on ``x``; return the graph's own result, or a copy of it."""
 
+    def finish(self) -> None:
+        """Wait until the device is done with it: it is about to be dropped."""
+
 
 class GraphDevice(Protocol):
     """What :class:`CudaGraphs` needs of CUDA."""
@@ -49,7 +52,7 @@ class CudaGraphs:
             because capturing takes tens of milliseconds and memory: 1 spares shapes that come once.
         capacity: graphs kept; the one that was used longest ago goes first.
         static_output: whether the graph's own result is returned: no copy, but the next call
-            with the same shape overwrites it.
+            with the same shape overwrites it, and graphs do not share memory.
         device: CUDA, or what stands in for it in tests.
     """
 
@@ -66,7 +69,8 @@ class CudaGraphs:
         self._first_calls = first_calls
         self._capacity = capacity
         self._static_output = static_output
-        self._device = CudaDevice() if device is None else device
+        # Results that stay in a graph's memory must not share it with another graph's work.
+        self._device = CudaDevice(shared=not static_output) if device is None else device
         self._lock = threading.Lock()
         self._graphs: OrderedDict[object, CapturedCall] = OrderedDict()
         self._seen: OrderedDict[object, int] = OrderedDict()
@@ -79,14 +83,26 @@ class CudaGraphs:
         with self._lock:
             graph = self._graphs.get(key)
             if graph is None and not self._is_new(key):
-                graph = self._device.capture(lambda static: self._run(static, result), x)
-                self._graphs[key] = graph
-                if len(self._graphs) > self._capacity:
-                    self._graphs.popitem(last=False)
+                graph = self._capture(key, x, result)
             if graph is not None:
                 self._graphs.move_to_end(key)
                 return graph.replay(x, self._static_output)
         return self._run(x, result)
+
+    def _capture(self, key: object, x: Tensor, result: str) -> CapturedCall | None:
+        try:
+            graph = self._device.capture(lambda static: self._run(static, result), x)
+        except torch.OutOfMemoryError:
+            # A graph needs an input and a result of its own. Without one it may still fit.
+            if self._first_calls == 0:
+                raise
+            self._seen[key] = -_GIVE_UP
+            return None
+        self._graphs[key] = graph
+        if len(self._graphs) > self._capacity:
+            _, oldest = self._graphs.popitem(last=False)
+            oldest.finish()
+        return graph
 
     def _is_new(self, key: object) -> bool:
         """Count a call of ``key``, and say whether it is one of the first."""
@@ -97,16 +113,23 @@ class CudaGraphs:
         return calls < self._first_calls
 
 
+_GIVE_UP = 1000
+"""Calls until a capture for which there was no memory is tried again."""
+
 _CAPTURING = threading.Lock()
 """PyTorch can capture one graph at a time."""
 
 
 class CudaDevice:
-    """Graphs of one :class:`CudaGraphs`, which share the memory of what is only used inside."""
+    """Graphs of one :class:`CudaGraphs`.
 
-    def __init__(self) -> None:
-        self._pools: dict[torch.device, Any] = {}
-        self._order: dict[torch.device, torch.cuda.Event] = {}
+    Args:
+        shared: whether they share the memory of all but their inputs.
+    """
+
+    def __init__(self, *, shared: bool = True) -> None:
+        self._shared = shared
+        self._places: dict[torch.device, _Place] = {}
 
     def is_capturing(self) -> bool:
         """Whether a graph is being captured on the current stream."""
@@ -117,13 +140,13 @@ class CudaDevice:
         device = x.device
         # Not inference tensors: replays write to them in other modes too.
         with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(device), _CAPTURING:
-            if device not in self._pools:
-                self._pools[device] = torch.cuda.graph_pool_handle()
-                self._order[device] = torch.cuda.Event()
-            current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+            if device not in self._places:
+                self._places[device] = _Place()
+            place = self._places[device]
+            current, side = torch.cuda.current_stream(), place.stream
             static = torch.empty_like(x)
             static.copy_(x)
-            current.wait_event(self._order[device])
+            current.wait_event(place.order)
             side.wait_stream(current)
             with torch.cuda.stream(side):
                 call(static)
@@ -131,12 +154,23 @@ class CudaDevice:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(
                 graph,
-                pool=self._pools[device],
+                pool=place.pool if self._shared else None,
                 stream=side,
                 capture_error_mode="thread_local",
             ):
                 out = call(static)
-        return _CudaCall(graph, static, out, self._order[device])
+        return _CudaCall(graph, static, out, place.order)
+
+
+class _Place:
+    """What the graphs of one device have in common."""
+
+    def __init__(self) -> None:
+        self.pool: Any = torch.cuda.graph_pool_handle()
+        # One for all captures: memory is given again to the stream that it was first given to.
+        self.stream = torch.cuda.Stream()
+        self.order = torch.cuda.Event()
+        """The last replay's end: graphs of one pool must not run at once."""
 
 
 class _CudaCall:
@@ -156,3 +190,6 @@ class _CudaCall:
             out = self._out if static_output else self._out.clone()
             self._order.record(stream)
         return out
+
+    def finish(self) -> None:
+        self._order.synchronize()

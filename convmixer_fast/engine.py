@@ -35,6 +35,8 @@ __all__ = ["Engine"]
 Trunk = Callable[..., Tensor]
 
 _DEVICES = ("cpu", "cuda")
+_KEPT = 3
+"""Trunks of one module: with autocast to either dtype, and without."""
 _AUTOCAST_DEVICES = ("cuda",)
 """Where a trunk follows autocast. On a CPU the ops do, one by one: that is not worth a second copy
 of packed weights."""
@@ -47,8 +49,8 @@ class Engine:
     """
 
     def __init__(self) -> None:
-        # By what a call asks for: two at most, with autocast and without. Replaced and not
-        # changed, so that several Python threads see all of it or nothing.
+        # By what a call asks for, such as autocast's dtype. Replaced and not changed, so that
+        # several Python threads see all of it or nothing.
         self._made: dict[object, tuple[_Source, Trunk]] = {}
 
     def __deepcopy__(self, memo: object) -> "Engine":
@@ -67,25 +69,33 @@ class Engine:
         if torch.compiler.is_compiling() or not _is_plain(x):
             return None
         dtype = _working_dtype(x)
-        where = model.backend, model.cuda_graphs, model.static_output, x.device, x.dtype, dtype
+        where: tuple[object, ...] = (
+            *(model.backend, model.cuda_graphs, model.static_output),
+            *(x.device, x.dtype, dtype),
+        )
+        if x.is_cuda:
+            where = *where, *_float32_products()  # compiled in
         made = self._made.get(where)
-        if made is not None and made[0].unchanged():
+        # A shallow copy has another module's engine.
+        if made is not None and made[0].modules is model._modules and made[0].unchanged():
             source, trunk = made
             return (trunk, source.result) if source.takes(x) else None
         try:
             make = backends.trunk_maker(backends.resolve(model.backend, x.device, dtype))
         except BackendUnavailableError:
             return None  # what is wrong with the input is for the ops to say first
-        if make is None:
-            return None
+        if make is None or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
+            return None  # what is made while a graph is captured has no values before its replay
         source = _Source(model)
         if not (source.usable() and source.takes(x)):
             return None
         # Before memory for another one is asked for; the others that stay are still right.
         kept = {key: made for key, made in self._made.items() if made[0].unchanged()}
-        self._made = dict(list(kept.items())[-1:])
+        self._made = dict(list(kept.items())[1 - _KEPT :])
         with torch.inference_mode(False), torch.no_grad():
             trunk = make(source.stem(dtype), tuple(source.layers(dtype)), source.head(dtype))
+            if x.is_cuda:  # other threads may use it on other streams
+                torch.cuda.current_stream(x.device).synchronize()
         if dtype != x.dtype:
             trunk = _casting(trunk, dtype)
         if model.cuda_graphs is not False and _has_graphs(x.device):
@@ -106,6 +116,7 @@ class _Source:
     """
 
     def __init__(self, model: "FusedConvMixer") -> None:
+        self.modules = model._modules
         layers = list(model.blocks._modules.values())
         self.blocks: list[Any] = [model.stem]
         for layer in layers:
@@ -250,6 +261,12 @@ class _Source:
     def _needs_no_gradient(self) -> bool:
         # Weights that require one are left to the ops, which refuse them.
         return not torch.is_grad_enabled() or not any(t.requires_grad for t in self._tensors)
+
+
+def _float32_products() -> tuple[str, str]:
+    """Return how products of float32 are to be made: in convolutions, and in the head."""
+    conv, linear = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
+    return conv.fp32_precision, linear.fp32_precision
 
 
 def _working_dtype(x: Tensor) -> torch.dtype:

@@ -185,7 +185,8 @@ class FusedConvMixer(ConvMixerInterface):
         """Run zeros of each shape (N, in_chans, H, W): later calls have nothing to prepare.
 
         On a GPU kernels are compiled (seconds) and CUDA graphs captured, on a CPU weights packed.
-        For servers, before the first request, and under the same autocast as later calls.
+        For servers, before the first request, and under the same autocast as later calls. Images
+        are contiguous and of the model's dtype: others, channels_last ones too, are other shapes.
 
         Raises:
             ValueError: a shape is none that the model takes.

@@ -1,5 +1,6 @@
 """The cache of CUDA graphs: its logic with a device made up, the real one where there is one."""
 
+import copy
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -31,11 +32,14 @@ class FakeCall:
         self.device.replays += 1
         return self.out if static_output else self.out.clone()
 
+    def finish(self):
+        self.device.finished.append(tuple(self.x.shape))
+
 
 class FakeDevice:
     def __init__(self):
         self.busy, self.capturing = False, False
-        self.captured, self.replays = [], 0
+        self.captured, self.finished, self.replays = [], [], 0
 
     def is_capturing(self):
         return self.capturing
@@ -92,6 +96,7 @@ def test_the_longest_unused_graph_goes_first():
     for size in (1, 2, 1, 3, 1, 2):
         call(torch.ones(size), "mean")
     assert device.captured == [(1,), (2,), (3,), (2,)]
+    assert device.finished == [(2,), (3,)]
 
 
 def test_what_was_seen_is_bounded():
@@ -150,6 +155,51 @@ def test_a_failing_capture_leaves_no_lock_behind():
     assert done.wait(5)
 
 
+def test_without_memory_for_a_graph_the_kernels_run():
+    call, device = graphs()
+
+    def fail(*_):
+        device.captured.append("tried")
+        raise torch.OutOfMemoryError
+
+    device.capture = fail
+    for _ in range(4):
+        assert torch.equal(call(torch.ones(2), "mean"), double(torch.ones(2), "mean"))
+    assert device.captured == ["tried"]
+    asked = CudaGraphs(double, device=device, first_calls=0)
+    with pytest.raises(torch.OutOfMemoryError):
+        asked(torch.ones(2), "mean")
+
+
+def test_a_shallow_copy_computes_its_own(monkeypatch):
+    pytest.importorskip("convmixer_fast._C", reason="needs the compiled extension")
+    fast = optimize(randomize(Architecture(8, 1, 3, 2, "gelu").build()), backend="cpu")
+    x = torch.randn(1, 3, 8, 8)
+    other = copy.copy(fast)
+    other._modules = dict(fast._modules)
+    other.head = torch.nn.Linear(8, 5).requires_grad_(False)
+    with torch.inference_mode():
+        assert fast(x).shape == (1, 1000)
+        assert other(x).shape == (1, 5)
+        assert fast(x).shape == (1, 1000)
+
+
+@pytest.mark.cuda
+@pytest.mark.device
+@pytest.mark.parametrize("static_output", [False, True])
+def test_results_outlive_other_shapes(static_output):
+    model = randomize(Architecture(64, 2, 5, 2, "gelu").build()).cuda().half()
+    fast = optimize(model, cuda_graphs=True, static_output=static_output)
+    plain = optimize(model, cuda_graphs=False)
+    sizes = range(1, 7 if static_output else 11)  # more than are kept
+    inputs = [torch.randn(size, 3, 32, 32, device="cuda").half() for size in sizes]
+    with torch.inference_mode():
+        for _ in range(2):
+            outs = [fast(x) for x in inputs]
+            for x, out in zip(inputs, outs, strict=True):
+                torch.testing.assert_close(out, plain(x))
+
+
 def test_the_option_is_checked():
     model = randomize(Architecture(8, 1, 3, 2, "gelu").build())
     with pytest.raises(ValueError, match="cuda_graphs must be 'auto', True or False, got 'yes'"):
@@ -161,7 +211,7 @@ def test_an_engine_with_graphs(option, captures, monkeypatch):
     pytest.importorskip("convmixer_fast._C", reason="needs the compiled extension")
     device = FakeDevice()
     monkeypatch.setattr(engine, "_has_graphs", lambda where: True)
-    monkeypatch.setattr("convmixer_fast.cuda_graphs.CudaDevice", lambda: device)
+    monkeypatch.setattr("convmixer_fast.cuda_graphs.CudaDevice", lambda **_: device)
     model = randomize(Architecture(8, 1, 3, 2, "gelu").build())
     fast = optimize(model, backend="cpu", cuda_graphs=option)
     for _ in range(2):
@@ -256,7 +306,7 @@ def test_warmup_captures(monkeypatch):
     pytest.importorskip("convmixer_fast._C", reason="needs the compiled extension")
     device = FakeDevice()
     monkeypatch.setattr(engine, "_has_graphs", lambda where: True)
-    monkeypatch.setattr("convmixer_fast.cuda_graphs.CudaDevice", lambda: device)
+    monkeypatch.setattr("convmixer_fast.cuda_graphs.CudaDevice", lambda **_: device)
     fast = optimize(randomize(Architecture(8, 1, 3, 2, "gelu").build()), backend="cpu")
     fast.warmup((1, 3, 8, 8), (4, 3, 8, 10))
     assert device.captured == [(1, 3, 8, 8), (4, 3, 8, 10)]
@@ -280,7 +330,7 @@ def test_a_trunk_follows_autocast(monkeypatch):
             assert found is not None
         with torch.no_grad():
             torch.testing.assert_close(fast(x), model(x))
-        assert len(fast._engine._made) <= 2
+        assert len(fast._engine._made) == 3
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError):
         fast(x.double())
 

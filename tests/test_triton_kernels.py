@@ -23,6 +23,7 @@ from convmixer_fast.kernels import (
     patch_embed_triton,
     pointwise_block,
     pointwise_block_triton,
+    pointwise_tma,
 )
 from convmixer_fast.kernels.depthwise_direct import DirectTile
 from convmixer_fast.kernels.depthwise_toeplitz import ToeplitzTile
@@ -201,6 +202,7 @@ def test_largest_kernel(height: int, width: int) -> None:
     ("shape", "channels_out"),
     [
         ((2, 72, 8, 9), 150),
+        ((2, 584, 8, 16), 150),  # more steps than a pipeline has stages
         ((2, 70, 13, 11), 150),
         ((1, 1, 1, 17), 1),
         ((3, 129, 1, 1), 64),
@@ -233,7 +235,8 @@ def test_every_pointwise_config(
 
 @pytest.mark.parametrize("persistent", [False, True], ids=["tiles", "persistent"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
-def test_tma(persistent: bool, dtype: torch.dtype) -> None:
+def test_tma(persistent: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pointwise_tma, "_multiprocessors", lambda x: 2)  # several tiles each
     if DEVICE.type == "cuda" and torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("needs compute capability 9.0")
     x, weight = _pointwise_args((3, 72, 8, 9), 150, dtype)
