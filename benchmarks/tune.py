@@ -164,6 +164,7 @@ def _candidates(
     channels, side, activation = problem.channels, problem.side, problem.activation
     x = random(problem.batch, channels, side, side).to(device, dtype)
     bias, scale, shift = (random(channels).to(device) for _ in range(3))
+    epilogue = launch.Epilogue(bias, scale, shift, activation)
     exact = x.double(), bias.double(), scale.double(), shift.double()
     sources = cycle([x, *(x.clone() for _ in range(_INPUTS - 1))])
     out = torch.empty_like(x)
@@ -179,7 +180,7 @@ def _candidates(
 
         def run(tile: Any) -> None:
             launcher: Any = launch_toeplitz if isinstance(tile, ToeplitzTile) else launch_direct
-            launcher(next(sources), weight, bias, scale, shift, out, activation, True, tile)
+            launcher(next(sources), weight, epilogue, out, True, tile)
 
     else:
         weight = (random(channels, channels, 1, 1) / channels**0.5).to(device, dtype)
@@ -196,9 +197,9 @@ def _candidates(
         def run(tile: Any) -> None:
             matrix = next(sources).flatten(2)
             if isinstance(tile, TmaTile):
-                launch_tma(matrix, rows, bias, scale, shift, out, activation, tile)
+                launch_tma(matrix, rows, epilogue, out, tile)
             else:
-                launch_pointers(matrix, rows, bias, scale, shift, out, activation, "ieee", tile)
+                launch_pointers(matrix, rows, epilogue, out, "ieee", tile)
 
     def call(tile: Any) -> Callable[[], Tensor]:
         def once() -> Tensor:

@@ -18,7 +18,7 @@ from convmixer_fast.kernels.depthwise_toeplitz import (
     aligned_elements,
     launch_toeplitz,
 )
-from convmixer_fast.kernels.launch import INT32_ELEMENTS
+from convmixer_fast.kernels.launch import INT32_ELEMENTS, Epilogue
 
 __all__ = ["CONFIGS", "Config", "choose_config", "depthwise_block_triton"]
 
@@ -134,7 +134,7 @@ def depthwise_block_triton(
     if x.shape[3] > 1 and x.stride(3) != 1:
         x = x.contiguous()
     tile = choose_config(x, weight.shape[3]).tile
-    args = (x, weight, bias, scale, shift, out, activation, residual)
+    args = (x, weight, Epilogue(bias, scale, shift, activation), out, residual)
     if isinstance(tile, ToeplitzTile):
         launch_toeplitz(*args, tile)
     else:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from convmixer_fast.kernels.activations import apply_epilogue
 from convmixer_fast.kernels.launch import (
-    contiguous_or_none,
+    Epilogue,
     device_guard,
     offset_dtype,
     takes_ptx,
@@ -135,11 +135,8 @@ def _depthwise_direct_kernel(
 def launch_direct(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
+    epilogue: Epilogue,
     out: Tensor,
-    activation: str,
     residual: bool,
     tile: DirectTile,
 ) -> None:
@@ -151,9 +148,7 @@ def launch_direct(
         _depthwise_direct_kernel[(tiles,)](
             x,
             weight.contiguous(),
-            contiguous_or_none(bias),
-            contiguous_or_none(scale),
-            contiguous_or_none(shift),
+            *epilogue.vectors(),
             out,
             channels,
             height,
@@ -161,7 +156,7 @@ def launch_direct(
             x.stride(0),
             x.stride(1),
             x.stride(2),
-            ACTIVATION=activation,
+            ACTIVATION=epilogue.activation,
             HAS_RESIDUAL=residual,
             OFFSET_DTYPE=offset_dtype(height * width, height * x.stride(2)),
             PTX=takes_ptx(_depthwise_direct_kernel),

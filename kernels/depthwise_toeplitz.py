@@ -36,7 +36,7 @@ from torch import Tensor
 
 from convmixer_fast.kernels.activations import activate
 from convmixer_fast.kernels.launch import (
-    contiguous_or_none,
+    Epilogue,
     device_guard,
     is_interpreted,
     takes_ptx,
@@ -223,11 +223,8 @@ def _depthwise_toeplitz_kernel(
 def launch_toeplitz(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
+    epilogue: Epilogue,
     out: Tensor,
-    activation: str,
     residual: bool,
     tile: ToeplitzTile,
 ) -> None:
@@ -239,9 +236,7 @@ def launch_toeplitz(
         _depthwise_toeplitz_kernel[(tile.programs(kernel_size, x.shape),)](
             x,
             weight.contiguous(),
-            contiguous_or_none(bias),
-            contiguous_or_none(scale),
-            contiguous_or_none(shift),
+            *epilogue.vectors(),
             out,
             x.shape[0],
             x.shape[1],
@@ -251,7 +246,7 @@ def launch_toeplitz(
             VECTOR=vector,
             HEIGHT=height,
             WIDTH=width,
-            ACTIVATION=activation,
+            ACTIVATION=epilogue.activation,
             HAS_RESIDUAL=residual,
             UPCAST_DOT=is_interpreted(_depthwise_toeplitz_kernel),
             PTX=takes_ptx(_depthwise_toeplitz_kernel),

@@ -6,15 +6,15 @@ Nothing here runs at import. The launchers trust their arguments, which
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["INT32_ELEMENTS", "capability", "contiguous_or_none", "device_guard"]
-__all__ += ["fp32_input_precision", "is_interpreted", "offset_dtype", "takes_ptx"]
+__all__ = ["INT32_ELEMENTS", "Epilogue", "capability", "device_guard", "fp32_input_precision"]
+__all__ += ["is_interpreted", "offset_dtype", "takes_ptx"]
 
 INT32_ELEMENTS = 2**31
 """From this span on, element offsets need 64 bits."""
@@ -51,9 +51,24 @@ def capability(x: Tensor) -> int:
     return 10 * major + minor
 
 
-def contiguous_or_none(vector: Tensor | None) -> Tensor | None:
-    """Return a vector of the epilogue as the kernels read it, with stride 1."""
-    return None if vector is None else vector.contiguous()
+class Epilogue(NamedTuple):
+    """What follows a sum: ``act(sum + bias) * scale + shift``."""
+
+    bias: Tensor | None
+    """(C,), dtype of x or fp32; None for 0."""
+    scale: Tensor | None
+    """As bias; None for 1."""
+    shift: Tensor | None
+    """As bias; None for 0."""
+    activation: str
+    """A name of :data:`convmixer_fast.reference.ACTIVATIONS`."""
+
+    def vectors(self) -> tuple[Tensor | None, ...]:
+        """Return bias, scale and shift as the kernels read them, with stride 1."""
+        return tuple(
+            None if vector is None else vector.contiguous()
+            for vector in (self.bias, self.scale, self.shift)
+        )
 
 
 def offset_dtype(*spans: int) -> tl.dtype:

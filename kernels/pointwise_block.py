@@ -14,7 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
-from convmixer_fast.kernels.launch import capability, fp32_input_precision
+from convmixer_fast.kernels.launch import Epilogue, capability, fp32_input_precision
 from convmixer_fast.kernels.pointwise_pointers import PointerTile, launch_pointers
 from convmixer_fast.kernels.pointwise_tma import TmaTile, launch_tma, suits_tma
 
@@ -159,7 +159,7 @@ def pointwise_block_triton(
         channels_out,
         positions,
     ).tile
-    args = (matrix, weight, bias, scale, shift, out, activation)
+    args = (matrix, weight, Epilogue(bias, scale, shift, activation), out)
     if isinstance(tile, TmaTile):
         launch_tma(*args, tile)
     else:

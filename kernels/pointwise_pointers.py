@@ -17,7 +17,7 @@ from torch import Tensor
 
 from convmixer_fast.kernels.activations import apply_epilogue
 from convmixer_fast.kernels.launch import (
-    contiguous_or_none,
+    Epilogue,
     device_guard,
     is_interpreted,
     offset_dtype,
@@ -120,11 +120,8 @@ def _pointwise_pointers_kernel(
 def launch_pointers(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
+    epilogue: Epilogue,
     out: Tensor,
-    activation: str,
     precision: str,
     tile: PointerTile,
 ) -> None:
@@ -136,9 +133,7 @@ def launch_pointers(
         _pointwise_pointers_kernel[(tiles * images,)](
             x,
             weight,
-            contiguous_or_none(bias),
-            contiguous_or_none(scale),
-            contiguous_or_none(shift),
+            *epilogue.vectors(),
             out,
             channels_out,
             channels_in,
@@ -148,7 +143,7 @@ def launch_pointers(
             x.stride(2),
             weight.stride(0),
             UPCAST_DOT=is_interpreted(_pointwise_pointers_kernel),
-            ACTIVATION=activation,
+            ACTIVATION=epilogue.activation,
             OFFSET_DTYPE=offset_dtype(
                 channels_out * positions,
                 channels_out * weight.stride(0),

@@ -21,7 +21,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from convmixer_fast.kernels.activations import apply_epilogue
 from convmixer_fast.kernels.launch import (
-    contiguous_or_none,
+    Epilogue,
     device_guard,
     is_interpreted,
     offset_dtype,
@@ -117,11 +117,8 @@ def _pointwise_tma_kernel(
 def launch_tma(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
+    epilogue: Epilogue,
     out: Tensor,
-    activation: str,
     tile: TmaTile,
 ) -> None:
     """Write the pointwise block of x (N, C_in, H * W) with weight (C_out, C_in) into ``out``."""
@@ -135,16 +132,14 @@ def launch_tma(
         _pointwise_tma_kernel[(programs,)](
             TensorDescriptor.from_tensor(x, [1, tile.BLOCK_K, tile.BLOCK_HW]),
             TensorDescriptor.from_tensor(weight, [tile.BLOCK_O, tile.BLOCK_K]),
-            contiguous_or_none(bias),
-            contiguous_or_none(scale),
-            contiguous_or_none(shift),
+            *epilogue.vectors(),
             out,
             images,
             channels_out,
             channels_in,
             positions,
             UPCAST_DOT=is_interpreted(_pointwise_tma_kernel),
-            ACTIVATION=activation,
+            ACTIVATION=epilogue.activation,
             OFFSET_DTYPE=offset_dtype(channels_out * positions),
             PTX=takes_ptx(_pointwise_tma_kernel),
             **tma_constants(tile),

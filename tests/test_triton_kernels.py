@@ -243,7 +243,7 @@ def test_tma(persistent: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPat
     vectors = _vectors(150)
     out = torch.empty((3, 150, 8, 9), dtype=dtype, device=DEVICE)
     tile = TmaTile(64, 64, 32, persistent, 4, 3)
-    launch_tma(x.flatten(2), weight.flatten(1), *vectors, out, "gelu", tile)
+    launch_tma(x.flatten(2), weight.flatten(1), launch.Epilogue(*vectors, "gelu"), out, tile)
     exact = reference.pointwise_block_ref(
         x.cpu().double(),
         weight.cpu().double(),

@@ -50,7 +50,7 @@ def test_a_wrong_candidate_is_not_timed(monkeypatch):
     def launch(*args):
         real(*args)
         if args[-1] == tile:
-            args[5][0, 0, 0, 0] += 5
+            args[3][0, 0, 0, 0] += 5
 
     monkeypatch.setattr(sweeps, "launch_toeplitz", launch)
     sweep = tune(Problem("depthwise_block", 2, 8, 2, "relu", 3), DEVICE, HALF, 0)
