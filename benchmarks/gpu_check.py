@@ -24,6 +24,7 @@ PARTS = ("tests", "micro", "model", "build")
 DEVICE_TESTS = [
     "tests/test_triton_models.py",
     "tests/test_triton_kernels.py",
+    "tests/test_triton_configs.py",
     "tests/test_cuda_graphs.py",
     "tests/test_ops.py",
     "tests/test_tune.py",
@@ -35,6 +36,7 @@ DEVICE_TESTS = [
 that cannot be imported stops no other."""
 SMALL_TESTS = [
     "tests/test_triton_kernels.py",
+    "tests/test_triton_configs.py",
     "-k",
     "test_odd_shape or test_one_position or test_patches or test_tma",
 ]
