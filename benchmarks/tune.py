@@ -17,10 +17,7 @@ from torch import Tensor
 from convmixer_fast import reference
 from convmixer_fast.kernels import depthwise_block, launch, pointwise_block
 from convmixer_fast.kernels.candidates import depthwise_candidates, pointwise_candidates
-from convmixer_fast.kernels.depthwise_direct import launch_direct
-from convmixer_fast.kernels.depthwise_toeplitz import ToeplitzTile, launch_toeplitz
-from convmixer_fast.kernels.pointwise_pointers import launch_pointers
-from convmixer_fast.kernels.pointwise_tma import TmaTile, launch_tma, suits_tma
+from convmixer_fast.kernels.pointwise_tma import TmaTile, suits_tma
 from convmixer_fast.timing import cuda_events, interleave, wall_clock
 from convmixer_fast.verify import LIMITS, relative_error
 
@@ -179,8 +176,7 @@ def _candidates(
         tiles = [*depthwise_candidates(size)]
 
         def run(tile: Any) -> None:
-            launcher: Any = launch_toeplitz if isinstance(tile, ToeplitzTile) else launch_direct
-            launcher(next(sources), weight, epilogue, out, True, tile)
+            depthwise_block.depthwise_launch(next(sources), weight, epilogue, out, True, tile).run()
 
     else:
         weight = (random(channels, channels, 1, 1) / channels**0.5).to(device, dtype)
@@ -196,10 +192,7 @@ def _candidates(
 
         def run(tile: Any) -> None:
             matrix = next(sources).flatten(2)
-            if isinstance(tile, TmaTile):
-                launch_tma(matrix, rows, epilogue, out, tile)
-            else:
-                launch_pointers(matrix, rows, epilogue, out, "ieee", tile)
+            pointwise_block.pointwise_launch(matrix, rows, epilogue, out, tile).run()
 
     def call(tile: Any) -> Callable[[], Tensor]:
         def once() -> Tensor:

@@ -12,15 +12,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from convmixer_fast.kernels.depthwise_direct import DirectTile, launch_direct
+from convmixer_fast.kernels.depthwise_direct import DirectTile, direct_launch
 from convmixer_fast.kernels.depthwise_toeplitz import (
     ToeplitzTile,
     aligned_elements,
-    launch_toeplitz,
+    toeplitz_launch,
 )
-from convmixer_fast.kernels.launch import INT32_ELEMENTS, Epilogue
+from convmixer_fast.kernels.launch import INT32_ELEMENTS, Epilogue, Launch
 
 __all__ = ["CONFIGS", "Config", "choose_config", "depthwise_block_triton"]
+__all__ += ["depthwise_launch"]
 
 
 class Config(NamedTuple):
@@ -133,10 +134,30 @@ def depthwise_block_triton(
         return out
     if x.shape[3] > 1 and x.stride(3) != 1:
         x = x.contiguous()
-    tile = choose_config(x, weight.shape[3]).tile
-    args = (x, weight, Epilogue(bias, scale, shift, activation), out, residual)
-    if isinstance(tile, ToeplitzTile):
-        launch_toeplitz(*args, tile)
-    else:
-        launch_direct(*args, tile)
+    depthwise_launch(x, weight, Epilogue(bias, scale, shift, activation), out, residual).run()
     return out
+
+
+def depthwise_launch(
+    x: Tensor,
+    weight: Tensor,
+    epilogue: Epilogue,
+    out: Tensor,
+    residual: bool,
+    tile: ToeplitzTile | DirectTile | None = None,
+) -> Launch:
+    """Return what writes the depthwise block of x (N, C, H, W), rows contiguous, into ``out``.
+
+    Args:
+        x: not empty.
+        weight: (C, 1, K, K), K odd, dtype of x.
+        epilogue: what follows the sum.
+        out: contiguous memory for (N, C, H, W), dtype of x.
+        residual: whether x is added.
+        tile: None for the table's.
+    """
+    if tile is None:
+        tile = choose_config(x, weight.shape[3]).tile
+    if isinstance(tile, ToeplitzTile):
+        return toeplitz_launch(x, weight, epilogue, out, residual, tile)
+    return direct_launch(x, weight, epilogue, out, residual, tile)

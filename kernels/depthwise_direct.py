@@ -18,12 +18,12 @@ from torch import Tensor
 from convmixer_fast.kernels.activations import apply_epilogue
 from convmixer_fast.kernels.launch import (
     Epilogue,
-    device_guard,
+    Launch,
     offset_dtype,
     takes_ptx,
 )
 
-__all__ = ["DirectTile", "launch_direct"]
+__all__ = ["DirectTile", "direct_launch"]
 
 
 class DirectTile(NamedTuple):
@@ -132,36 +132,34 @@ def _depthwise_direct_kernel(
     tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def launch_direct(
+def direct_launch(
     x: Tensor,
     weight: Tensor,
     epilogue: Epilogue,
     out: Tensor,
     residual: bool,
     tile: DirectTile,
-) -> None:
-    """Write the depthwise block of x (N, C, H, W), rows contiguous, into ``out``."""
+) -> Launch:
+    """Return what writes the depthwise block of x (N, C, H, W), rows contiguous, into ``out``."""
     images, channels, height, width = x.shape
     tiles = triton.cdiv(width, tile.BLOCK_W) * triton.cdiv(height, tile.BLOCK_H)
     tiles *= triton.cdiv(channels, tile.BLOCK_C) * images
-    with device_guard(x):
-        _depthwise_direct_kernel[(tiles,)](
-            x,
-            weight.contiguous(),
-            *epilogue.vectors(),
-            out,
-            channels,
-            height,
-            width,
-            x.stride(0),
-            x.stride(1),
-            x.stride(2),
-            ACTIVATION=epilogue.activation,
-            HAS_RESIDUAL=residual,
-            OFFSET_DTYPE=offset_dtype(height * width, height * x.stride(2)),
-            PTX=takes_ptx(_depthwise_direct_kernel),
+    return Launch(
+        _depthwise_direct_kernel,
+        tiles,
+        x,
+        weight.contiguous(),
+        epilogue,
+        out,
+        (channels, height, width, *x.stride()[:3]),
+        {
+            "ACTIVATION": epilogue.activation,
+            "HAS_RESIDUAL": residual,
+            "OFFSET_DTYPE": offset_dtype(height * width, height * x.stride(2)),
+            "PTX": takes_ptx(_depthwise_direct_kernel),
             **direct_constants(tile, weight.shape[3]),
-        )
+        },
+    )
 
 
 def direct_constants(tile: DirectTile, kernel_size: int) -> dict[str, Any]:

@@ -37,12 +37,12 @@ from torch import Tensor
 from convmixer_fast.kernels.activations import activate
 from convmixer_fast.kernels.launch import (
     Epilogue,
-    device_guard,
+    Launch,
     is_interpreted,
     takes_ptx,
 )
 
-__all__ = ["ToeplitzTile", "aligned_elements", "launch_toeplitz"]
+__all__ = ["ToeplitzTile", "aligned_elements", "toeplitz_launch"]
 
 
 class ToeplitzTile(NamedTuple):
@@ -220,38 +220,38 @@ def _depthwise_toeplitz_kernel(
             tl.store(out_ptrs + (step - (DOTS - 1)) * WIDTH, out, mask=mask)
 
 
-def launch_toeplitz(
+def toeplitz_launch(
     x: Tensor,
     weight: Tensor,
     epilogue: Epilogue,
     out: Tensor,
     residual: bool,
     tile: ToeplitzTile,
-) -> None:
-    """Write the depthwise block of x (N, C, H, W), rows contiguous, 16-bit, into ``out``."""
+) -> Launch:
+    """Return what writes the depthwise block of x (N, C, H, W), rows contiguous, into ``out``."""
     _, _, height, width = x.shape
     kernel_size = weight.shape[3]
     vector = aligned_elements(x)
-    with device_guard(x):
-        _depthwise_toeplitz_kernel[(tile.programs(kernel_size, x.shape),)](
-            x,
-            weight.contiguous(),
-            *epilogue.vectors(),
-            out,
-            x.shape[0],
-            x.shape[1],
-            x.stride(0) // vector,
-            x.stride(1) // vector,
-            x.stride(2) // vector,
-            VECTOR=vector,
-            HEIGHT=height,
-            WIDTH=width,
-            ACTIVATION=epilogue.activation,
-            HAS_RESIDUAL=residual,
-            UPCAST_DOT=is_interpreted(_depthwise_toeplitz_kernel),
-            PTX=takes_ptx(_depthwise_toeplitz_kernel),
+    strides = (stride // vector for stride in x.stride()[:3])
+    return Launch(
+        _depthwise_toeplitz_kernel,
+        tile.programs(kernel_size, x.shape),
+        x,
+        weight.contiguous(),
+        epilogue,
+        out,
+        (*x.shape[:2], *strides),
+        {
+            "VECTOR": vector,
+            "HEIGHT": height,
+            "WIDTH": width,
+            "ACTIVATION": epilogue.activation,
+            "HAS_RESIDUAL": residual,
+            "UPCAST_DOT": is_interpreted(_depthwise_toeplitz_kernel),
+            "PTX": takes_ptx(_depthwise_toeplitz_kernel),
             **toeplitz_constants(tile, kernel_size, height),
-        )
+        },
+    )
 
 
 def toeplitz_constants(tile: ToeplitzTile, kernel_size: int, height: int) -> dict[str, int | bool]:

@@ -1,10 +1,10 @@
-"""What the launchers of this package share: device, offsets, vectors, modes.
+"""What the launchers of this package share: launches, device, offsets, vectors, modes.
 
 Nothing here runs at import. The launchers trust their arguments, which
 :mod:`convmixer_fast.ops` has checked.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -12,9 +12,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-__all__ = ["INT32_ELEMENTS", "Epilogue", "capability", "device_guard", "fp32_input_precision"]
-__all__ += ["is_interpreted", "offset_dtype", "takes_ptx"]
+__all__ = ["INT32_ELEMENTS", "BoundLaunch", "Epilogue", "Launch", "capability", "device_guard"]
+__all__ += ["fp32_input_precision", "is_interpreted", "offset_dtype", "takes_ptx"]
 
 INT32_ELEMENTS = 2**31
 """From this span on, element offsets need 64 bits."""
@@ -69,6 +70,97 @@ class Epilogue(NamedTuple):
             None if vector is None else vector.contiguous()
             for vector in (self.bias, self.scale, self.shift)
         )
+
+
+class Launch(NamedTuple):
+    """One launch of a kernel whose parameters begin with x, weight, bias, scale, shift, out."""
+
+    kernel: Any
+    programs: int
+    x: Tensor | TensorDescriptor
+    weight: Tensor | TensorDescriptor
+    epilogue: Epilogue
+    out: Tensor
+    sizes: tuple[int, ...]
+    """The parameters after ``out`` that are not compiled in."""
+    constants: Mapping[str, Any]
+    """Those that are, by name, and the options of the compiler."""
+
+    def run(self) -> Any:
+        """Launch on the current stream of the tensors' device; return what was compiled."""
+        vectors = self.epilogue.vectors()
+        args = (self.x, self.weight, *vectors, self.out, *self.sizes)
+        with device_guard(self.out):
+            return self.kernel[(self.programs,)](*args, **self.constants)
+
+
+class BoundLaunch:
+    """A launch to be repeated with other memory, past Triton's search for what it has compiled.
+
+    That search takes Python 25 to 40 us, more than most of these kernels; what is left takes 4,
+    and 3 more where operands are described to the TMA.
+
+    Weights, vectors, sizes and what was compiled are kept; so they must stay as they are. The
+    memory of x and of the result is not kept.
+
+    Args:
+        launch: is not run yet.
+    """
+
+    def __init__(self, launch: Launch) -> None:
+        # A vector that is not contiguous is copied here, and not at each launch.
+        vectors = launch.epilogue.vectors()
+        self._weight_and_vectors = (launch.weight, *vectors)
+        self._epilogue = Epilogue(*vectors, launch.epilogue.activation)
+        self._kernel, self._programs = launch.kernel, launch.programs
+        self._sizes, self._constants = launch.sizes, launch.constants
+        self._after_out: tuple[Any, ...] = ()
+        self._runner: Callable[..., Any] | None = None
+        self.description: Description | None = None
+        """How the TMA is to see x; None where it is read through pointers."""
+        if isinstance(launch.x, TensorDescriptor):
+            described = launch.x
+            self.description = Description(
+                tuple(described.shape), tuple(described.strides), tuple(described.block_shape)
+            )
+
+    def __call__(self, x: Tensor | TensorDescriptor, out: Tensor) -> None:
+        """Launch on the current stream of the current device, which must be that of the tensors.
+
+        Args:
+            x: as in the launch: other memory of the same dtype, aligned to 16 bytes if
+                that was; described, if that was.
+            out: likewise.
+        """
+        if self._runner is not None:
+            self._runner(x, *self._weight_and_vectors, out, *self._after_out)
+            return
+        weight = self._weight_and_vectors[0]
+        compiled = Launch(
+            *(self._kernel, self._programs, x, weight, self._epilogue, out),
+            *(self._sizes, self._constants),
+        ).run()
+        if not is_interpreted(self._kernel):
+            # What was compiled takes the parameters that are compiled in, too.
+            names = self._kernel.arg_names[_FIRST_SIZE + len(self._sizes) :]
+            self._after_out = (*self._sizes, *(self._constants[name] for name in names))
+            self._runner = compiled[(self._programs, 1, 1)]
+
+
+_FIRST_SIZE = 6
+"""Where ``Launch.sizes`` begin among a kernel's parameters."""
+
+
+class Description(NamedTuple):
+    """A tensor as the TMA sees it, but for its memory."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    block_shape: tuple[int, ...]
+
+    def of(self, memory: Tensor) -> TensorDescriptor:
+        """Return ``memory`` so described."""
+        return TensorDescriptor(memory, list(self.shape), list(self.strides), [*self.block_shape])
 
 
 def offset_dtype(*spans: int) -> tl.dtype:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from convmixer_fast.kernels.pointwise_block import pointwise_block_triton
 
-__all__ = ["patch_embed_triton"]
+__all__ = ["patch_embed_triton", "patches_as_channels"]
 
 
 def patch_embed_triton(
@@ -42,7 +42,7 @@ def patch_embed_triton(
     channels_out, channels_in, patch_h, patch_w = weight.shape
     columns = channels_in * patch_h * patch_w
     return pointwise_block_triton(
-        _patches_as_channels(x, patch_h, patch_w),
+        patches_as_channels(x, patch_h, patch_w),
         weight.reshape(channels_out, columns, 1, 1),
         bias,
         scale,
@@ -51,7 +51,7 @@ def patch_embed_triton(
     )
 
 
-def _patches_as_channels(x: Tensor, patch_h: int, patch_w: int) -> Tensor:
+def patches_as_channels(x: Tensor, patch_h: int, patch_w: int) -> Tensor:
     """Rearrange (N, C, H, W) into (N, C * P_h * P_w, H', W'): a view where one will do.
 
     The order of the new channels is that of the weights, (C, P_h, P_w).

@@ -14,12 +14,12 @@ import torch
 import triton
 from torch import Tensor
 
-from convmixer_fast.kernels.launch import Epilogue, capability, fp32_input_precision
-from convmixer_fast.kernels.pointwise_pointers import PointerTile, launch_pointers
-from convmixer_fast.kernels.pointwise_tma import TmaTile, launch_tma, suits_tma
+from convmixer_fast.kernels.launch import Epilogue, Launch, capability, fp32_input_precision
+from convmixer_fast.kernels.pointwise_pointers import PointerTile, pointers_launch
+from convmixer_fast.kernels.pointwise_tma import TmaTile, suits_tma, tma_launch
 
 __all__ = ["CONFIGS", "Config", "aligned_rows", "choose_config", "has_tma"]
-__all__ += ["pointwise_block_triton"]
+__all__ += ["as_matrix", "pointwise_block_triton", "pointwise_launch"]
 
 
 class Config(NamedTuple):
@@ -138,33 +138,57 @@ def pointwise_block_triton(
 
     Equivalent to ``reference.pointwise_block_ref(x, ...)``, summed in float32.
     """
-    images, channels_in, height, width = x.shape
-    channels_out, positions = weight.shape[0], height * width
+    images, _, height, width = x.shape
+    channels_out = weight.shape[0]
     out = torch.empty((images, channels_out, height, width), dtype=x.dtype, device=x.device)
     if out.numel() == 0:
         return out
-    # Views where H and W merge into one dimension, and it or the channels are
-    # contiguous; otherwise copies.
-    matrix = x.reshape(images, channels_in, positions)
-    if 1 not in matrix.stride()[1:]:
-        matrix = matrix.contiguous()
-    weight = aligned_rows(weight.reshape(channels_out, channels_in))
-    operands = fp32_input_precision() if x.dtype == torch.float32 else "16-bit"
-    tile = choose_config(
-        capability(x),
-        operands,
-        _is_aligned(matrix, weight),
-        suits_tma(matrix, weight),
-        images,
-        channels_out,
-        positions,
-    ).tile
-    args = (matrix, weight, Epilogue(bias, scale, shift, activation), out)
-    if isinstance(tile, TmaTile):
-        launch_tma(*args, tile)
-    else:
-        launch_pointers(*args, "tf32" if operands == "tf32" else "ieee", tile)
+    rows = aligned_rows(weight.flatten(1))
+    pointwise_launch(as_matrix(x), rows, Epilogue(bias, scale, shift, activation), out).run()
     return out
+
+
+def as_matrix(x: Tensor) -> Tensor:
+    """Return x (N, C, H, W) as (N, C, H * W), positions or channels contiguous.
+
+    A view where H and W merge into one dimension, and it or the channels are contiguous; otherwise
+    a copy.
+    """
+    matrix = x.flatten(2)
+    return matrix if 1 in matrix.stride()[1:] else matrix.contiguous()
+
+
+def pointwise_launch(
+    x: Tensor,
+    weight: Tensor,
+    epilogue: Epilogue,
+    out: Tensor,
+    tile: PointerTile | TmaTile | None = None,
+) -> Launch:
+    """Return what writes the pointwise block of an :func:`as_matrix` into ``out``.
+
+    Args:
+        x: (N, C_in, H * W), not empty.
+        weight: (C_out, C_in) as :func:`aligned_rows` returns it, dtype of x.
+        epilogue: what follows the sum.
+        out: contiguous memory for (N, C_out, H * W), dtype of x.
+        tile: None for the table's.
+    """
+    operands = fp32_input_precision() if x.dtype == torch.float32 else "16-bit"
+    if tile is None:
+        tile = choose_config(
+            capability(x),
+            operands,
+            _is_aligned(x, weight),
+            suits_tma(x, weight),
+            x.shape[0],
+            weight.shape[0],
+            x.shape[2],
+        ).tile
+    if isinstance(tile, TmaTile):
+        return tma_launch(x, weight, epilogue, out, tile)
+    precision = "tf32" if operands == "tf32" else "ieee"
+    return pointers_launch(x, weight, epilogue, out, precision, tile)
 
 
 def _is_aligned(x: Tensor, weight: Tensor) -> bool:

@@ -18,13 +18,13 @@ from torch import Tensor
 from convmixer_fast.kernels.activations import apply_epilogue
 from convmixer_fast.kernels.launch import (
     Epilogue,
-    device_guard,
+    Launch,
     is_interpreted,
     offset_dtype,
     takes_ptx,
 )
 
-__all__ = ["PointerTile", "launch_pointers"]
+__all__ = ["PointerTile", "pointers_launch"]
 
 
 class PointerTile(NamedTuple):
@@ -117,41 +117,41 @@ def _pointwise_pointers_kernel(
     tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=o_mask & hw_mask)
 
 
-def launch_pointers(
+def pointers_launch(
     x: Tensor,
     weight: Tensor,
     epilogue: Epilogue,
     out: Tensor,
     precision: str,
     tile: PointerTile,
-) -> None:
-    """Write the pointwise block of x (N, C_in, H * W) with weight (C_out, C_in) into ``out``."""
+) -> Launch:
+    """Return what writes the pointwise block of x (N, C_in, H * W) into ``out``.
+
+    The weight is (C_out, C_in).
+    """
     images, channels_in, positions = x.shape
     channels_out = weight.shape[0]
     tiles = triton.cdiv(channels_out, tile.BLOCK_O) * triton.cdiv(positions, tile.BLOCK_HW)
-    with device_guard(x):
-        _pointwise_pointers_kernel[(tiles * images,)](
-            x,
-            weight,
-            *epilogue.vectors(),
-            out,
-            channels_out,
-            channels_in,
-            positions,
-            x.stride(0),
-            x.stride(1),
-            x.stride(2),
-            weight.stride(0),
-            UPCAST_DOT=is_interpreted(_pointwise_pointers_kernel),
-            ACTIVATION=epilogue.activation,
-            OFFSET_DTYPE=offset_dtype(
+    return Launch(
+        _pointwise_pointers_kernel,
+        tiles * images,
+        x,
+        weight,
+        epilogue,
+        out,
+        (channels_out, channels_in, positions, *x.stride(), weight.stride(0)),
+        {
+            "UPCAST_DOT": is_interpreted(_pointwise_pointers_kernel),
+            "ACTIVATION": epilogue.activation,
+            "OFFSET_DTYPE": offset_dtype(
                 channels_out * positions,
                 channels_out * weight.stride(0),
                 channels_in * x.stride(1) + positions * x.stride(2),
             ),
-            PTX=takes_ptx(_pointwise_pointers_kernel),
+            "PTX": takes_ptx(_pointwise_pointers_kernel),
             **pointers_constants(tile, precision),
-        )
+        },
+    )
 
 
 def pointers_constants(tile: PointerTile, precision: str) -> dict[str, Any]:

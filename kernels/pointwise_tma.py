@@ -22,13 +22,13 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from convmixer_fast.kernels.activations import apply_epilogue
 from convmixer_fast.kernels.launch import (
     Epilogue,
-    device_guard,
+    Launch,
     is_interpreted,
     offset_dtype,
     takes_ptx,
 )
 
-__all__ = ["TmaTile", "launch_tma", "suits_tma"]
+__all__ = ["TmaTile", "suits_tma", "tma_launch"]
 
 
 class TmaTile(NamedTuple):
@@ -114,36 +114,39 @@ def _pointwise_tma_kernel(
         tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def launch_tma(
+def tma_launch(
     x: Tensor,
     weight: Tensor,
     epilogue: Epilogue,
     out: Tensor,
     tile: TmaTile,
-) -> None:
-    """Write the pointwise block of x (N, C_in, H * W) with weight (C_out, C_in) into ``out``."""
+) -> Launch:
+    """Return what writes the pointwise block of x (N, C_in, H * W) into ``out``.
+
+    The weight is (C_out, C_in).
+    """
     images, channels_in, positions = x.shape
     channels_out = weight.shape[0]
     programs = triton.cdiv(channels_out, tile.BLOCK_O) * triton.cdiv(positions, tile.BLOCK_HW)
     programs *= images
     if tile.PERSISTENT:
         programs = min(programs, _multiprocessors(x))
-    with device_guard(x):
-        _pointwise_tma_kernel[(programs,)](
-            TensorDescriptor.from_tensor(x, [1, tile.BLOCK_K, tile.BLOCK_HW]),
-            TensorDescriptor.from_tensor(weight, [tile.BLOCK_O, tile.BLOCK_K]),
-            *epilogue.vectors(),
-            out,
-            images,
-            channels_out,
-            channels_in,
-            positions,
-            UPCAST_DOT=is_interpreted(_pointwise_tma_kernel),
-            ACTIVATION=epilogue.activation,
-            OFFSET_DTYPE=offset_dtype(channels_out * positions),
-            PTX=takes_ptx(_pointwise_tma_kernel),
+    return Launch(
+        _pointwise_tma_kernel,
+        programs,
+        TensorDescriptor.from_tensor(x, [1, tile.BLOCK_K, tile.BLOCK_HW]),
+        TensorDescriptor.from_tensor(weight, [tile.BLOCK_O, tile.BLOCK_K]),
+        epilogue,
+        out,
+        (images, channels_out, channels_in, positions),
+        {
+            "UPCAST_DOT": is_interpreted(_pointwise_tma_kernel),
+            "ACTIVATION": epilogue.activation,
+            "OFFSET_DTYPE": offset_dtype(channels_out * positions),
+            "PTX": takes_ptx(_pointwise_tma_kernel),
             **tma_constants(tile),
-        )
+        },
+    )
 
 
 def tma_constants(tile: TmaTile) -> dict[str, Any]:

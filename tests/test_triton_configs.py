@@ -22,7 +22,7 @@ from convmixer_fast.kernels import (
 )
 from convmixer_fast.kernels.depthwise_direct import DirectTile
 from convmixer_fast.kernels.depthwise_toeplitz import ToeplitzTile
-from convmixer_fast.kernels.pointwise_tma import TmaTile, launch_tma, suits_tma
+from convmixer_fast.kernels.pointwise_tma import TmaTile, suits_tma, tma_launch
 from tests.tolerances import TOL
 from tests.triton_cases import (
     DEVICE,
@@ -120,7 +120,7 @@ def test_tma(persistent: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPat
     vectors = make_vectors(150)
     out = torch.empty((3, 150, 8, 9), dtype=dtype, device=DEVICE)
     tile = TmaTile(64, 64, 32, persistent, 4, 3)
-    launch_tma(x.flatten(2), weight.flatten(1), launch.Epilogue(*vectors, "gelu"), out, tile)
+    tma_launch(x.flatten(2), weight.flatten(1), launch.Epilogue(*vectors, "gelu"), out, tile).run()
     exact = reference.pointwise_block_ref(
         x.cpu().double(),
         weight.cpu().double(),
