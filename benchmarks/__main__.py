@@ -83,19 +83,20 @@ def tune(
     seconds: Annotated[float, typer.Option(help="Of timing for each shape.")] = 10.0,
 ) -> None:
     """Time every tile of the Triton kernels on a GPU, and print the rows for their tables."""
-    from convmixer_fast.benchmarks import tune as sweeps  # Triton, which not every machine has
+    # They need Triton, which not every machine has.
+    from convmixer_fast.benchmarks.tune import published_problems, sweep_row, sweep_table, title
+    from convmixer_fast.sweep import sweep
 
     if not torch.cuda.is_available():
         raise ValueError("tune needs a CUDA device: torch.cuda.is_available() is False")
-    device = torch.device("cuda")
-    dtype = torch.bfloat16 if bfloat16 else torch.float16
+    device, name = torch.device("cuda"), torch.cuda.get_device_name()
     with torch.inference_mode():
-        for problem in sweeps.published_problems(batch):
-            if only not in str(problem):
+        for problem in published_problems("bfloat16" if bfloat16 else "float16"):
+            if only not in title(problem, batch):
                 continue
-            sweep = sweeps.tune(problem, device, dtype, seconds)
-            wide_console().print(sweep.table())
-            print(sweep.row(), flush=True)
+            found = sweep(problem, batch, device, seconds)
+            wide_console().print(sweep_table(problem, batch, found))
+            print(sweep_row(problem, batch, found, name), flush=True)
 
 
 def _show(results: ResultFile, folder: Path) -> None:

@@ -27,7 +27,7 @@ DEVICE_TESTS = [
     "tests/test_triton_configs.py",
     "tests/test_cuda_graphs.py",
     "tests/test_ops.py",
-    "tests/test_tune.py",
+    "tests/test_sweep.py",
     "tests/test_demo.py",
     "-m",
     "cuda or device",

@@ -70,7 +70,7 @@ class Engine:
             return None
         dtype = _working_dtype(x)
         where: tuple[object, ...] = (
-            *(model.backend, model.cuda_graphs, model.static_output),
+            *(model.backend, model.cuda_graphs, model.static_output, model.chunk),
             *(x.device, x.dtype, dtype),
         )
         if x.is_cuda:
@@ -81,7 +81,8 @@ class Engine:
             source, trunk = made
             return (trunk, source.result) if source.takes(x) else None
         try:
-            make = backends.trunk_maker(backends.resolve(model.backend, x.device, dtype))
+            backend = backends.resolve(model.backend, x.device, dtype)
+            make = backends.trunk_maker(backend)
         except BackendUnavailableError:
             return None  # what is wrong with the input is for the ops to say first
         if make is None or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
@@ -93,7 +94,10 @@ class Engine:
         kept = {key: made for key, made in self._made.items() if made[0].unchanged()}
         self._made = dict(list(kept.items())[1 - _KEPT :])
         with torch.inference_mode(False), torch.no_grad():
-            trunk = make(source.stem(dtype), tuple(source.layers(dtype)), source.head(dtype))
+            options: dict[str, Any] = {}
+            if backend == "triton":
+                options = {"chunk": model.chunk, "tuned": model._tuned}
+            trunk = source.make_trunk(make, dtype, **options)
             if x.is_cuda:  # other threads may use it on other streams
                 torch.cuda.current_stream(x.device).synchronize()
         if dtype != x.dtype:
@@ -106,6 +110,37 @@ class Engine:
             )
         self._made = {**self._made, where: (source, trunk)}
         return trunk, source.result
+
+    def bare_trunks(
+        self, model: "FusedConvMixer", x: Tensor
+    ) -> tuple[Callable[..., Trunk], Tensor]:
+        """Return what makes Triton trunks of ``model`` with given options, and their input.
+
+        Raises:
+            BackendUnavailableError: ``x`` is not for Triton, or the trunk is not for ``x``.
+        """
+        dtype = _working_dtype(x)
+        backend = backends.resolve(model.backend, x.device, dtype)
+        if backend != "triton":
+            raise BackendUnavailableError(
+                f"tune() measures Triton kernels, and {x.dtype} on {x.device} runs on the backend "
+                f"{backend!r}, which has nothing to tune. Move model and example to a CUDA device; "
+                "convmixer_fast.backend_info() says what can run here"
+            )
+        source, make = _Source(model), backends.trunk_maker(backend)
+        if make is None or not (_is_plain(x) and source.usable() and source.takes(x)):
+            raise BackendUnavailableError(
+                f"the model's layers do not run in one call for {x.dtype} {tuple(x.shape)} on "
+                f"{x.device}: the example does not fit the weights, or hooks, a changed layer or a "
+                "function transform look at single layers. Tune the module as optimize() returned "
+                "it, with an example like its later inputs"
+            )
+
+        def trunk(**options: Any) -> Trunk:
+            with torch.inference_mode(False), torch.no_grad():
+                return source.make_trunk(make, dtype, **options)
+
+        return trunk, x.to(dtype)
 
 
 class _Source:
@@ -193,9 +228,10 @@ class _Source:
         strided = x.layout == torch.strided
         return channels == wanted and height >= patch_h and width >= patch_w and strided
 
-    def stem(self, dtype: torch.dtype) -> FoldedBlock:
-        """Return the patch embedding, its weight in ``dtype``."""
-        return _cast(self.blocks[0].folded(), dtype)
+    def make_trunk(self, make: Callable[..., Trunk], dtype: torch.dtype, **options: Any) -> Trunk:
+        """Call what makes a backend's trunk, with the tensors, their weights in ``dtype``."""
+        stem = _cast(self.blocks[0].folded(), dtype)
+        return make(stem, tuple(self.layers(dtype)), self.head(dtype), **options)
 
     def layers(self, dtype: torch.dtype) -> Iterator[FoldedLayer]:
         """Yield the layers; one that stands at several positions is one object at each."""

@@ -6,9 +6,11 @@ do what they do on any module.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from convmixer_fast import ops
@@ -16,6 +18,9 @@ from convmixer_fast.engine import Engine
 from convmixer_fast.errors import InferenceOnlyError, UnsupportedModelError
 from convmixer_fast.model import ConvMixerInterface, GlobalPool
 from convmixer_fast.spec import FoldedBlock, FoldedConvMixer, FoldedLayer, Head
+
+if TYPE_CHECKING:
+    from convmixer_fast.tuning import Tuning
 
 __all__ = ["FusedConvMixer"]
 
@@ -105,6 +110,7 @@ class FusedConvMixer(ConvMixerInterface):
         backend: ``"auto"``, or one of :data:`backends.BACKENDS`.
         cuda_graphs: see :func:`optimize`.
         static_output: see :func:`optimize`.
+        chunk: see :func:`optimize`.
     """
 
     source_head: nn.Module | None
@@ -117,9 +123,14 @@ class FusedConvMixer(ConvMixerInterface):
         *,
         cuda_graphs: str | bool = "auto",
         static_output: bool = False,
+        chunk: int | None = None,
     ) -> None:
         super().__init__()
         self.backend = backend
+        self.chunk = chunk
+        # In plain form, which can be unpickled where Triton is not installed. Replaced and not
+        # changed: copies may share it.
+        self._tuned: dict[Any, Any] = {}
         self.cuda_graphs = cuda_graphs
         self.static_output = static_output
         self._engine = Engine()
@@ -197,6 +208,53 @@ class FusedConvMixer(ConvMixerInterface):
                 x = torch.zeros(tuple(shape), dtype=weight.dtype, device=weight.device)
                 for _ in range(2):  # a graph is captured when a shape comes again
                     self(x)
+
+    def tune(
+        self,
+        example: Tensor,
+        *,
+        seconds: float = 2.0,
+        folder: str | Path | None = None,
+        progress: bool = True,
+    ) -> "Tuning":
+        """Measure on this GPU which tiles, and how many images at a time, suit inputs like this.
+
+        Takes minutes, most of them compiling, and keeps what it finds on disk, by device, driver,
+        versions and shapes: another process that calls this gets it at once. Without
+        it the tables of ``convmixer_fast.kernels`` choose; nothing is ever tuned unasked. Call it
+        under the same autocast as later calls. Copies of the module keep the choices.
+
+        Args:
+            example: an input batch (N, in_chans, H, W), on the GPU. Its shape and dtype count.
+            seconds: of timing for each kernel, and for the whole network.
+            folder: for the results; None for ``convmixer_fast`` in the user's cache folder.
+            progress: whether to show on the terminal what is going on.
+
+        Returns:
+            The choices, and the times of a whole call before and after.
+
+        Raises:
+            BackendUnavailableError: the example does not run on Triton, in one call.
+            RuntimeError: a kernel does not run or computes the wrong thing.
+        """
+        x = self._enter(example)[0]
+        make_trunk, x = self._engine.bare_trunks(self, x)
+        # Needs Triton, which is installed where there is something to tune.
+        from convmixer_fast.tuning import cache_folder, tune
+
+        terminal = Console(stderr=True, quiet=not progress)
+        with torch.no_grad(), terminal.status("tuning") as status:
+            found = tune(
+                make_trunk,
+                x,
+                width=self.stem.weight.shape[0],
+                seconds=seconds,
+                folder=cache_folder() if folder is None else Path(folder),
+                report=lambda what: status.update(f"tuning: {what}"),
+            )
+        self._tuned = {**self._tuned, found.what_for: found.tuned.to_json()}
+        self._engine = Engine()
+        return found
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Map images (N, in_chans, H, W) to the last layer's output (N, num_features, H', W')."""

@@ -24,6 +24,7 @@ def optimize(
     example_input: Tensor | None = None,
     cuda_graphs: str | bool = "auto",
     static_output: bool = False,
+    chunk: int | None = None,
 ) -> FusedConvMixer:
     """Return a module that computes what ``model`` does, faster.
 
@@ -40,6 +41,9 @@ def optimize(
             first, False never. At most 8 shapes are kept.
         static_output: whether results may be a graph's own memory, which the next call with the
             same shape overwrites: saves a copy.
+        chunk: on a GPU, how many images are computed at a time: activations of few images stay
+            in the L2 cache and take less memory. None computes all together, or as many as
+            :meth:`FusedConvMixer.tune` found to be fastest.
 
     Returns:
         The optimized module, on the model's device, for inference only.
@@ -48,18 +52,20 @@ def optimize(
         TypeError: ``model`` is no module, or ``dtype`` none that the fused ops take.
         UnsupportedModelError: ``model`` is no ConvMixer in eval mode; says where it differs.
         ValueError: there is no backend of that name, ``example_input`` is not a tensor
-            (N, C, H, W), or ``cuda_graphs`` is none of its values.
+            (N, C, H, W), or ``cuda_graphs`` or ``chunk`` is none of its values.
         BackendUnavailableError: the backend named cannot run here.
     """
     if cuda_graphs not in ("auto", True, False):
         raise ValueError(f"cuda_graphs must be 'auto', True or False, got {cuda_graphs!r}")
+    if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
+        raise ValueError(f"chunk must be None or a number of images, at least 1, got {chunk!r}")
     if isinstance(unwrap(model), FusedConvMixer):
         raise UnsupportedModelError("the model is optimized already; pass the one it was made from")
     # Not inference tensors, even when called under inference_mode().
     with torch.inference_mode(False), torch.no_grad():
         folded = fold(recognize(model, example_input), dtype)
         fused = FusedConvMixer(
-            folded, backend, cuda_graphs=cuda_graphs, static_output=static_output
+            folded, backend, cuda_graphs=cuda_graphs, static_output=static_output, chunk=chunk
         )
         if dtype is not None:
             # The source's own modules around the trunk follow, as by model.to(dtype).

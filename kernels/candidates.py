@@ -7,6 +7,8 @@ sums); the rest the compiler refuses, and the sweep says so.
 from collections.abc import Iterator
 from itertools import product
 
+import torch
+
 from convmixer_fast.kernels.depthwise_direct import DirectTile
 from convmixer_fast.kernels.depthwise_toeplitz import ToeplitzTile
 from convmixer_fast.kernels.pointwise_pointers import PointerTile
@@ -18,30 +20,42 @@ _SHARED = 225 * 1024
 _SUMS_OF_A_THREAD = 128
 
 
-def depthwise_candidates(kernel_size: int) -> Iterator[ToeplitzTile | DirectTile]:
-    """Yield tiles for 16-bit planes and a kernel's side."""
+def depthwise_candidates(
+    kernel_size: int, dtype: torch.dtype
+) -> Iterator[ToeplitzTile | DirectTile]:
+    """Yield tiles for planes of ``dtype`` and a kernel's side."""
     windows = (16, 32) if kernel_size <= 9 else (8, 16)
-    if kernel_size <= 15:
+    if kernel_size <= 15 and dtype != torch.float32:
         for block_n, rows in product(windows, (4, 8, 16, 32)):
             yield ToeplitzTile(block_n, rows)
     unrolled = None if kernel_size <= 9 else 4
-    yield DirectTile(1, 32, 32, unrolled, None, num_warps=4)
-    yield DirectTile(4, 16, 16, unrolled, None, num_warps=4)
+    for channels, height, width in (
+        (1, 32, 32),
+        (1, 16, 64),
+        (1, 16, 32),
+        (4, 16, 16),
+        (2, 16, 16),
+    ):
+        yield DirectTile(channels, height, width, unrolled, None, num_warps=4)
 
 
-def pointwise_candidates(tma: bool) -> Iterator[PointerTile | TmaTile]:
-    """Yield tiles for 16-bit operands.
+def pointwise_candidates(dtype: torch.dtype, tma: bool) -> Iterator[PointerTile | TmaTile]:
+    """Yield tiles for operands of ``dtype``.
 
     Args:
+        dtype: float32 means half of the channels at a time, and tiles that suit TF32's tensor
+            cores; without these, the smallest ones are the best.
         tma: whether device and operands suit the TMA.
     """
-    for block_o, block_hw, warps, stages in product((64, 128, 256), (64, 128, 256), (4, 8), (3, 4)):
-        shared = 2 * stages * 64 * (block_o + block_hw)
+    block_k = 32 if dtype == torch.float32 else 64
+    sides = (64, 128) if dtype == torch.float32 else (64, 128, 256)
+    for block_o, block_hw, warps, stages in product(sides, sides, (4, 8), (3, 4)):
+        shared = dtype.itemsize * stages * block_k * (block_o + block_hw)
         sums = block_o * block_hw // (32 * warps)
         if shared > _SHARED or not 16 <= sums <= _SUMS_OF_A_THREAD:
             continue
         if tma:
             for persistent in (False, True):
-                yield TmaTile(block_o, block_hw, 64, persistent, warps, stages)
+                yield TmaTile(block_o, block_hw, block_k, persistent, warps, stages)
         else:
-            yield PointerTile(block_o, block_hw, 64, warps, stages)
+            yield PointerTile(block_o, block_hw, block_k, warps, stages)

@@ -18,8 +18,8 @@ from convmixer_fast.kernels.launch import Epilogue, Launch, capability, fp32_inp
 from convmixer_fast.kernels.pointwise_pointers import PointerTile, pointers_launch
 from convmixer_fast.kernels.pointwise_tma import TmaTile, suits_tma, tma_launch
 
-__all__ = ["CONFIGS", "Config", "aligned_rows", "choose_config", "has_tma"]
-__all__ += ["as_matrix", "pointwise_block_triton", "pointwise_launch"]
+__all__ = ["CONFIGS", "Config", "aligned_rows", "choose_config", "choose_tile"]
+__all__ += ["as_matrix", "has_tma", "pointwise_block_triton", "pointwise_launch"]
 
 
 class Config(NamedTuple):
@@ -174,21 +174,29 @@ def pointwise_launch(
         out: contiguous memory for (N, C_out, H * W), dtype of x.
         tile: None for the table's.
     """
-    operands = fp32_input_precision() if x.dtype == torch.float32 else "16-bit"
     if tile is None:
-        tile = choose_config(
-            capability(x),
-            operands,
-            _is_aligned(x, weight),
-            suits_tma(x, weight),
-            x.shape[0],
-            weight.shape[0],
-            x.shape[2],
-        ).tile
+        tile = choose_tile(x, weight)
     if isinstance(tile, TmaTile):
         return tma_launch(x, weight, epilogue, out, tile)
-    precision = "tf32" if operands == "tf32" else "ieee"
+    precision = "tf32" if _operands(x) == "tf32" else "ieee"
     return pointers_launch(x, weight, epilogue, out, precision, tile)
+
+
+def choose_tile(x: Tensor, weight: Tensor) -> PointerTile | TmaTile:
+    """Return the table's tile for x (N, C_in, H * W) and weight (C_out, C_in)."""
+    return choose_config(
+        capability(x),
+        _operands(x),
+        _is_aligned(x, weight),
+        suits_tma(x, weight),
+        x.shape[0],
+        weight.shape[0],
+        x.shape[2],
+    ).tile
+
+
+def _operands(x: Tensor) -> str:
+    return fp32_input_precision() if x.dtype == torch.float32 else "16-bit"
 
 
 def _is_aligned(x: Tensor, weight: Tensor) -> bool:

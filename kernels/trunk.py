@@ -15,7 +15,7 @@ from convmixer_fast.kernels.depthwise_block import depthwise_launch
 from convmixer_fast.kernels.launch import BoundLaunch, Epilogue, device_guard
 from convmixer_fast.kernels.patch_embed import patches_as_channels
 from convmixer_fast.kernels.pointwise_block import aligned_rows, as_matrix, pointwise_launch
-from convmixer_fast.kernels.tuned import Problem, Tuned
+from convmixer_fast.kernels.tuned import Problem, Tuned, TunedFor, choices_for
 from convmixer_fast.spec import FoldedBlock, FoldedLayer, Head
 
 __all__ = ["TritonTrunk", "even_parts"]
@@ -37,7 +37,7 @@ class TritonTrunk:
         layers: the layers.
         head: the linear layer on the mean over the positions; without it there are no logits.
         chunk: images computed at a time; None for what was tuned, or else all.
-        tuned: what is known to be fast, by shape of the input.
+        tuned: what is known to be fast: :meth:`Tuned.to_json`, by what it is for.
 
     Tensors are taken as they are, not copied, but for matrices whose rows are not aligned, as
     the stem's. Widths must fit together: nothing is checked here.
@@ -50,7 +50,7 @@ class TritonTrunk:
         head: Head | None = None,
         *,
         chunk: int | None = None,
-        tuned: Mapping[tuple[int, ...], Tuned] | None = None,
+        tuned: Mapping[TunedFor, Mapping[str, Any]] | None = None,
     ) -> None:
         self._stem = stem
         self._layers = tuple(layers)
@@ -61,7 +61,7 @@ class TritonTrunk:
         """Channels of the patch embedding and of each layer."""
         self._head = head
         self._chunk = chunk
-        self._tuned = tuned or {}
+        self._tuned = choices_for(tuned or {}, stem.weight.device, stem.weight.dtype)
         self._plans: OrderedDict[object, _Plan] = OrderedDict()
         self._lock = threading.Lock()
 

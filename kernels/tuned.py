@@ -6,12 +6,15 @@ Plain data, made by :mod:`convmixer_fast.tuning`.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
+
 from convmixer_fast.kernels.depthwise_direct import DirectTile
 from convmixer_fast.kernels.depthwise_toeplitz import ToeplitzTile
 from convmixer_fast.kernels.pointwise_pointers import PointerTile
 from convmixer_fast.kernels.pointwise_tma import TmaTile
 
-__all__ = ["DepthwiseTile", "PointwiseTile", "Problem", "Tile", "Tuned"]
+__all__ = ["DepthwiseTile", "PointwiseTile", "Problem", "Tile", "Tuned", "TunedFor", "choices_for"]
+__all__ += ["device_name"]
 
 DepthwiseTile = ToeplitzTile | DirectTile
 PointwiseTile = PointerTile | TmaTile
@@ -61,3 +64,29 @@ class Tuned(NamedTuple):
         """
         tiles = {Problem(*problem): _TILES[name](*tile) for problem, name, tile in data["tiles"]}
         return Tuned(data["chunk"], tiles)
+
+
+TunedFor = tuple[str, torch.dtype, tuple[int, ...]]
+"""What choices are for: a device by name, a dtype, and the shape of the patch embedding's input.
+
+Plain, as :meth:`Tuned.to_json` is: modules keep both, and are unpickled where there is no Triton.
+"""
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of a GPU's model, or ``"cpu"`` for Triton's interpreter."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def choices_for(
+    kept: Mapping[TunedFor, Mapping[str, Any]], device: torch.device, dtype: torch.dtype
+) -> dict[tuple[int, ...], Tuned]:
+    """Return the choices for a device and a dtype, by shape."""
+    if not kept:
+        return {}
+    name = device_name(device)
+    return {
+        shape: Tuned.from_json(plain)
+        for (device_of, dtype_of, shape), plain in kept.items()
+        if (device_of, dtype_of) == (name, dtype)
+    }
