@@ -28,6 +28,7 @@ _QUICK = ("eager", "eager-nhwc", "eager-cudnn-benchmark", "ours")
 _OPS = (*_QUICK, "compile", "replknet")
 _LATENCY = ("eager", "eager-graph", "ours")
 _COMPILED = ("eager", "compile", "compile-nhwc", "onnxruntime-cuda", "ours")
+_TUNED = ("eager", "ours-triton", "ours-triton-tuned")
 _AUTOTUNED = ("eager", "compile-max-autotune", "compile-max-autotune-nhwc", "tensorrt", "ours")
 
 
@@ -76,6 +77,8 @@ def model_cases() -> Iterator[Case]:
     for name in large[:2]:
         yield named_case(name, 64, half, only=_AUTOTUNED, suffix=", autotuned peers")
     yield named_case("convmixer_1536_20", 256, half, only=_QUICK)
+    for name in large:
+        yield named_case(name, 64, half, only=_TUNED, suffix=", tuned")
 
 
 def rehearsal_cases(part: str) -> Iterator[Case]:

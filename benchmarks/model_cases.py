@@ -82,9 +82,9 @@ def convmixer_case(
         model = make().to(device, dtype)
 
         @functools.cache
-        def fuse(backend: str) -> nn.Module:
+        def fuse(backend: str, **options: Any) -> nn.Module:
             with torch.inference_mode(False):
-                return optimize(model, backend=backend)
+                return optimize(model, backend=backend, **options)
 
         with torch.inference_mode(False), torch.no_grad():
             steps = model_steps(recognize(model), shape, dtype.itemsize)

@@ -7,6 +7,7 @@ to :data:`PROVIDERS` is all that a new one takes.
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -113,20 +114,51 @@ def _torchscript(subject: Subject, example: Tensor) -> Call:
     return frozen
 
 
-def _ours(backend: str, graph: bool = False) -> Provider:
+def _ours(backend: str) -> Provider:
     def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-        return (_cuda(device, dtype) if graph else None) or backends.why_not(backend, device, dtype)
+        return backends.why_not(backend, device, dtype)
 
     def build(subject: Subject, example: Tensor) -> Call:
-        if subject.fuse is None:
-            raise LookupError("this package has no form of it")
-        return subject.fuse(backend)
+        return _fused(subject, backend)
 
-    name, about = f"ours-{backend}", f"convmixer_fast, backend {backend}"
-    if graph:
-        about = f"{about}, replayed from a CUDA graph"
-        return Provider(f"{name}-graph", about, why_not, build, capture=True, models_only=True)
-    return Provider(name, about, why_not, build, slow=backend == "reference")
+    about = f"convmixer_fast, backend {backend}"
+    return Provider(f"ours-{backend}", about, why_not, build, slow=backend == "reference")
+
+
+def _ours_on_gpu(
+    name: str, about: str, build: Callable[[Subject, Tensor], Call], **kind: bool
+) -> Provider:
+    def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+        return _cuda(device, dtype) or backends.why_not("triton", device, dtype)
+
+    about = f"convmixer_fast, backend triton, {about}"
+    return Provider(f"ours-triton-{name}", about, why_not, build, models_only=True, **kind)
+
+
+def _fused(subject: Subject, backend: str = "triton", **options: Any) -> nn.Module:
+    if subject.fuse is None:
+        raise LookupError("this package has no form of it")
+    return subject.fuse(backend, **options)
+
+
+def _in_chunks(subject: Subject, example: Tensor) -> Call:
+    """Compute as many images at a time as should stay in the L2 cache."""
+    from convmixer_fast.tuning import chunks_to_try, l2_bytes  # needs Triton
+
+    features, _, patch_h, patch_w = next(_fused(subject).parameters()).shape
+    positions = example.shape[2] // patch_h * (example.shape[3] // patch_w)
+    activation = features * positions * example.element_size()
+    chunks = chunks_to_try(example.shape[0], activation, l2_bytes(example.device))
+    if len(chunks) < 3:
+        raise LookupError("all of the batch fits into the L2 cache")
+    return _fused(subject, chunk=chunks[2])
+
+
+def _tuned(subject: Subject, example: Tensor) -> Call:
+    fused: Any = _fused(subject, chunk=None)
+    fused.tune(example, seconds=0.5, progress=False)
+    tuned: Call = fused
+    return tuned
 
 
 def _replknet_why_not(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -218,7 +250,16 @@ _ALL = (
         runtimes.openvino_cpu, models_only=True,
     ),
     *(_ours(backend) for backend in backends.BACKENDS),
-    _ours("triton", graph=True),
+    _ours_on_gpu(
+        "graph", "replayed from a CUDA graph of the harness",
+        lambda subject, example: _fused(subject), capture=True,
+    ),
+    _ours_on_gpu(
+        "launches", "without CUDA graphs",
+        lambda subject, example: _fused(subject, cuda_graphs=False), graph=False,
+    ),
+    _ours_on_gpu("chunks", "as many images at a time as stay in the L2 cache", _in_chunks),
+    _ours_on_gpu("tuned", "after tune()", _tuned, slow=True),
 )  # fmt: skip
 
 PROVIDERS: Mapping[str, Provider] = {provider.name: provider for provider in _ALL}

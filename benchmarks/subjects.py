@@ -33,14 +33,14 @@ class Case:
     make: "Callable[[torch.device], Subject]"
     only: tuple[str, ...] | None = None
     """The providers that it is for, ``"ours"`` standing for all of this package's but the
-    reference; None for all."""
+    reference and what is tuned for minutes; None for all."""
 
     seconds_share: float = 1.0
     """Of :attr:`Settings.seconds`: short calls need less time for as many readings."""
 
     def wants(self, provider: str) -> bool:
         """Whether the provider of that name is to be measured."""
-        ours = provider.startswith("ours") and provider != "ours-reference"
+        ours = provider.startswith("ours") and not provider.endswith(("-reference", "-tuned"))
         return self.only is None or provider in self.only or (ours and "ours" in self.only)
 
 
@@ -51,7 +51,8 @@ class Subject:
         module: what eager PyTorch runs, in eval mode, on the device and in the dtype of the run.
         shape: (N, C, H, W) of the input.
         work: what one call must do at least.
-        fuse: makes this package's form of ``module`` for a backend; None where it has none.
+        fuse: makes this package's form of ``module`` for a backend, with options of ``optimize`` if
+            it is a model; None where there is none.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Subject:
         module: nn.Module,
         shape: tuple[int, int, int, int],
         work: Work,
-        fuse: Callable[[str], nn.Module] | None,
+        fuse: Callable[..., nn.Module] | None,
     ) -> None:
         self.module, self.shape, self.work, self.fuse = module, shape, work, fuse
         parameter = next(module.parameters())

@@ -237,6 +237,7 @@ class FusedConvMixer(ConvMixerInterface):
             BackendUnavailableError: the example does not run on Triton, in one call.
             RuntimeError: a kernel does not run or computes the wrong thing.
         """
+        stem: Any = self.stem
         x = self._enter(example)[0]
         make_trunk, x = self._engine.bare_trunks(self, x)
         # Needs Triton, which is installed where there is something to tune.
@@ -247,7 +248,7 @@ class FusedConvMixer(ConvMixerInterface):
             found = tune(
                 make_trunk,
                 x,
-                width=self.stem.weight.shape[0],
+                width=stem.weight.shape[0],
                 seconds=seconds,
                 folder=cache_folder() if folder is None else Path(folder),
                 report=lambda what: status.update(f"tuning: {what}"),

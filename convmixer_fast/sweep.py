@@ -135,17 +135,17 @@ def _candidates(
     dtype: torch.dtype = getattr(torch, problem.dtype)
 
     def random(*shape: int, fan_in: int = 1) -> Tensor:
-        numbers = torch.randn(shape, generator=generator) / fan_in**0.5
-        return numbers.to(device, dtype if len(shape) > 1 else torch.float32)
+        numbers: Tensor = torch.randn(shape, generator=generator) / fan_in**0.5
+        return numbers.to(device, torch.float32 if len(shape) == 1 else dtype)
 
     plane = problem.height, problem.width
     # Few images are random and the rest repeat them: a batch may be large.
     few = random(min(images, 4), problem.channels_in, *plane)
     x = few.repeat(-(-images // len(few)), 1, 1, 1)[:images].contiguous()
     out = torch.empty(images, problem.channels_out, *plane, dtype=dtype, device=device)
-    vectors = [random(problem.channels_out) for _ in range(3)]
-    epilogue = Epilogue(*vectors, problem.activation)
-    exact = [vector.double() for vector in vectors]
+    bias, scale, shift = (random(problem.channels_out) for _ in range(3))
+    epilogue = Epilogue(bias, scale, shift, problem.activation)
+    exact = bias.double(), scale.double(), shift.double()
     ends = _ends(x).double()
     if problem.op == "depthwise_block":
         size = problem.kernel_size

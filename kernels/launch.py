@@ -64,12 +64,13 @@ class Epilogue(NamedTuple):
     activation: str
     """A name of :data:`convmixer_fast.reference.ACTIVATIONS`."""
 
-    def vectors(self) -> tuple[Tensor | None, ...]:
+    def vectors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Return bias, scale and shift as the kernels read them, with stride 1."""
-        return tuple(
-            None if vector is None else vector.contiguous()
-            for vector in (self.bias, self.scale, self.shift)
-        )
+        return _contiguous(self.bias), _contiguous(self.scale), _contiguous(self.shift)
+
+
+def _contiguous(vector: Tensor | None) -> Tensor | None:
+    return None if vector is None else vector.contiguous()
 
 
 class Launch(NamedTuple):
