@@ -28,7 +28,7 @@ _QUICK = ("eager", "eager-nhwc", "eager-cudnn-benchmark", "ours")
 _OPS = (*_QUICK, "compile", "replknet")
 _LATENCY = ("eager", "eager-graph", "ours")
 _COMPILED = ("eager", "compile", "compile-nhwc", "onnxruntime-cuda", "ours")
-_TUNED = ("eager", "ours-triton", "ours-triton-tuned")
+_CHUNKS = (*_QUICK, "ours-triton-chunks")
 _AUTOTUNED = ("eager", "compile-max-autotune", "compile-max-autotune-nhwc", "tensorrt", "ours")
 
 
@@ -63,10 +63,10 @@ def model_cases() -> Iterator[Case]:
     half = torch.float16
     large = ("convmixer_768_32", "convmixer_1536_20", "convmixer_1024_20_ks9_p14")
     for name in large:
-        yield named_case(name, 64, half, only=_QUICK)
+        yield named_case(name, 64, half, only=_CHUNKS)
     yield named_case("convmixer_768_32", 1, half, only=_LATENCY)
     yield named_case("cifar_256_8", 1024, half, only=_QUICK)
-    yield named_case("convmixer_768_32", 256, half, only=_QUICK)
+    yield named_case("convmixer_768_32", 256, half, only=_CHUNKS)
     for name in large:
         yield named_case(name, 64, half, only=_COMPILED, suffix=", compiled peers")
     yield scale_case("vit_base_patch16_224", 64, half)
@@ -77,8 +77,6 @@ def model_cases() -> Iterator[Case]:
     for name in large[:2]:
         yield named_case(name, 64, half, only=_AUTOTUNED, suffix=", autotuned peers")
     yield named_case("convmixer_1536_20", 256, half, only=_QUICK)
-    for name in large:
-        yield named_case(name, 64, half, only=_TUNED, suffix=", tuned")
 
 
 def rehearsal_cases(part: str) -> Iterator[Case]:

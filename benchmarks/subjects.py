@@ -33,14 +33,16 @@ class Case:
     make: "Callable[[torch.device], Subject]"
     only: tuple[str, ...] | None = None
     """The providers that it is for, ``"ours"`` standing for all of this package's but the
-    reference and what is tuned for minutes; None for all."""
+    reference, and what suits large batches alone or is tuned for minutes; None for all."""
 
     seconds_share: float = 1.0
     """Of :attr:`Settings.seconds`: short calls need less time for as many readings."""
 
     def wants(self, provider: str) -> bool:
         """Whether the provider of that name is to be measured."""
-        ours = provider.startswith("ours") and not provider.endswith(("-reference", "-tuned"))
+        ours = provider.startswith("ours") and not provider.endswith(
+            ("-reference", "-chunks", "-tuned")
+        )
         return self.only is None or provider in self.only or (ours and "ours" in self.only)
 
 

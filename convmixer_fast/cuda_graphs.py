@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["CapturedCall", "CudaDevice", "CudaGraphs", "GraphDevice"]
+__all__ = ["CAPTURING", "CapturedCall", "CudaDevice", "CudaGraphs", "GraphDevice"]
 
 Run = Callable[[Tensor, str], Tensor]
 
@@ -116,7 +116,7 @@ class CudaGraphs:
 _GIVE_UP = 1000
 """Calls until a capture for which there was no memory is tried again."""
 
-_CAPTURING = threading.Lock()
+CAPTURING = threading.Lock()
 """PyTorch can capture one graph at a time."""
 
 
@@ -139,7 +139,7 @@ class CudaDevice:
         """Capture ``call`` on a tensor like ``x``, after a call that compiles and allocates."""
         device = x.device
         # Not inference tensors: replays write to them in other modes too.
-        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(device), _CAPTURING:
+        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(device), CAPTURING:
             if device not in self._places:
                 self._places[device] = _Place()
             place = self._places[device]

@@ -251,6 +251,8 @@ class FusedConvMixer(ConvMixerInterface):
                 width=stem.weight.shape[0],
                 seconds=seconds,
                 folder=cache_folder() if folder is None else Path(folder),
+                chunk=self.chunk,
+                graphs=self.cuda_graphs is not False,
                 report=lambda what: status.update(f"tuning: {what}"),
             )
         self._tuned = {**self._tuned, found.what_for: found.tuned.to_json()}

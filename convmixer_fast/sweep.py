@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from convmixer_fast import reference
+from convmixer_fast.cuda_graphs import CAPTURING
 from convmixer_fast.kernels import depthwise_block, pointwise_block
 from convmixer_fast.kernels.candidates import depthwise_candidates, pointwise_candidates
 from convmixer_fast.kernels.launch import Epilogue, Launch, capability, fp32_input_precision
@@ -63,7 +64,8 @@ def sweep(
         report: told what is going on.
 
     Raises:
-        RuntimeError: the table's own tile does not run, or computes the wrong thing.
+        RuntimeError: the table's own tile does not run, or computes the wrong thing; or a tile
+            broke the device, which this process then cannot use any more.
     """
     launch, tiles, out, expected = _candidates(problem, images, device)
     dtype = out.dtype
@@ -74,13 +76,20 @@ def sweep(
     present = tiles[0]
     for number, tile in enumerate(tiles):
         report(f"{problem.op} {number + 1}/{len(tiles)}: {tile}")
+        out.fill_(float("nan"))  # what is not written must not be the last candidate's
         try:
             run = launch(tile).run
             run()
             error = relative_error(_ends(out), expected)
+            whole = not bool(out.isnan().any())
+        except torch.OutOfMemoryError:
+            raise
         except Exception as failure:  # whatever the compiler or the launch says
-            refused[tile] = f"{type(failure).__name__}: {str(failure).splitlines()[0]}"[:80]
+            _check_device(device, problem, tile, failure)
+            why = next(iter(str(failure).splitlines()), "")
+            refused[tile] = f"{type(failure).__name__}: {why}"[:80]
         else:
+            error = error if whole else float("nan")
             if error <= limit:
                 runs[tile] = run
             else:
@@ -98,16 +107,19 @@ def medians_on(
     runs: Mapping[str, Callable[[], object]],
     seconds: float,
     repeats: int = 1,
+    captured: bool = True,
 ) -> dict[str, float]:
     """Return the median seconds of one call of each of ``runs``, timed in turns.
 
-    On a GPU graphs of ``repeats`` calls are timed: launching a kernel may take Python longer than
-    running it.
+    On a GPU graphs of ``repeats`` calls are timed, if they are to be ``captured``: launching a
+    kernel may take Python longer than running it.
     """
     if device.type != "cuda":
         return interleave(runs, budget_s=seconds, warmup=1, measure=wall_clock).medians
+    if not captured:
+        return interleave(runs, budget_s=seconds, min_rounds=3, measure=cuda_events(device)).medians
     timings = interleave(
-        {name: _captured(run, repeats) for name, run in runs.items()},
+        {name: _captured(device, run, repeats) for name, run in runs.items()},
         budget_s=seconds,
         warmup=1,
         min_rounds=3,
@@ -116,12 +128,24 @@ def medians_on(
     return {name: median / repeats for name, median in timings.medians.items()}
 
 
-def _captured(run: Callable[[], object], repeats: int) -> Callable[[], None]:
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(repeats):
-            run()
+def _captured(device: torch.device, run: Callable[[], object], repeats: int) -> Callable[[], None]:
+    with torch.cuda.device(device), CAPTURING:
+        graph = torch.cuda.CUDAGraph()
+        # A stream of this device, where kernels are launched; other threads may go on.
+        stream = torch.cuda.Stream()
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            for _ in range(repeats):
+                run()
     return graph.replay
+
+
+def _check_device(device: torch.device, problem: Problem, tile: Tile, failure: Exception) -> None:
+    if device.type != "cuda":
+        return
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        raise RuntimeError(f"{problem}: {tile} broke the device") from failure
 
 
 def _candidates(

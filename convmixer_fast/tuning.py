@@ -7,7 +7,6 @@ versions and shapes. Processes that tune the same wait for each other, and files
 import contextlib
 import fcntl
 import hashlib
-import importlib.metadata
 import json
 import logging
 import os
@@ -17,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 
+from convmixer_fast import kernels
 from convmixer_fast._version import __version__
 from convmixer_fast.kernels.trunk import even_parts
-from convmixer_fast.kernels.tuned import Problem, Tile, Tuned, TunedFor, device_name
+from convmixer_fast.kernels.tuned import Problem, Tile, Tuned, TunedFor, device_name, tuned_for
 from convmixer_fast.sweep import medians_on, sweep
 
 __all__ = ["Tuning", "cache_folder", "chunks_to_try", "environment", "tune"]
@@ -53,6 +54,8 @@ def tune(
     width: int,
     seconds: float,
     folder: Path,
+    chunk: int | None = None,
+    graphs: bool = True,
     report: Callable[[str], None] = lambda what: None,
 ) -> Tuning:
     """Return the fastest choice for a trunk and images like ``x``.
@@ -63,21 +66,26 @@ def tune(
         width: channels of an activation, for its size.
         seconds: of timing for each kernel and chunk; compiling takes more.
         folder: where results are kept. If it cannot be written to, that is logged.
+        chunk: images at a time, where that is not to be chosen.
+        graphs: whether calls will be CUDA graphs.
         report: told what is going on.
 
     Raises:
         RuntimeError: a kernel of the table does not run, or computes the wrong thing.
     """
-    untuned = Tuned(None, {})
+    untuned = Tuned(chunk, {})
     problems = list(make_trunk().problems(x))
     activation = width * problems[0].height * problems[0].width * x.element_size()
-    chunks = chunks_to_try(x.shape[0], activation, l2_bytes(x.device))
+    chunks: list[int | None] = [chunk]
+    if chunk is None:
+        chunks = chunks_to_try(x.shape[0], activation, l2_bytes(x.device))
     key = {
         **environment(x.device),
         "shape": list(x.shape),
         "strides": list(x.stride()),
         "problems": [list(problem) for problem in problems],
         "chunks": chunks,
+        "graphs": graphs,
     }
     with _only_process(folder, key) as path:
         found = None if path is None else _read(path, key, _what_for(x))
@@ -87,7 +95,7 @@ def tune(
                 for chunk, images in ((c, max(even_parts(x.shape[0], c))) for c in chunks)
             ]
             report("whole network")
-            medians = _whole_calls(make_trunk, [untuned, *choices], x, seconds)
+            medians = _whole_calls(make_trunk, [untuned, *choices], x, seconds, graphs)
             best = min(range(len(choices)), key=lambda index: medians[index + 1])
             # The tiles' own times may mislead: not worse than the table's, all together.
             chosen = choices[best] if medians[best + 1] < medians[0] else untuned
@@ -132,10 +140,19 @@ def environment(device: torch.device) -> dict[str, str]:
         "device": device_name(device),
         "driver": _driver() if device.type == "cuda" else "",
         "torch": torch.__version__,
-        "triton": importlib.metadata.version("triton"),
+        "triton": triton.__version__,
         "convmixer_fast": __version__,
+        "kernels": _kernels(),
         "float32_products": torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
     }
+
+
+def _kernels() -> str:
+    """Return a digest of the kernels and their candidates: a version does not tell when they change."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(kernels.__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _driver() -> str:
@@ -159,7 +176,11 @@ def _tiles(
 
 
 def _whole_calls(
-    make_trunk: Callable[..., Any], choices: Sequence[Tuned], x: Tensor, seconds: float
+    make_trunk: Callable[..., Any],
+    choices: Sequence[Tuned],
+    x: Tensor,
+    seconds: float,
+    graphs: bool,
 ) -> list[float]:
     def call(choice: Tuned) -> Callable[[], Tensor]:
         trunk = make_trunk(tuned={_what_for(x): choice.to_json()})
@@ -168,12 +189,12 @@ def _whole_calls(
     calls = {str(index): call(choice) for index, choice in enumerate(choices)}
     for run in calls.values():
         run()  # what is compiled during a capture could not be loaded
-    medians = medians_on(x.device, calls, seconds)
+    medians = medians_on(x.device, calls, seconds, captured=graphs)
     return [medians[name] for name in calls]
 
 
 def _what_for(x: Tensor) -> TunedFor:
-    return device_name(x.device), x.dtype, tuple(x.shape)
+    return tuned_for(x.device, x.dtype, tuple(x.shape))
 
 
 @contextlib.contextmanager
@@ -189,7 +210,10 @@ def _only_process(folder: Path, key: Mapping[str, Any]) -> Iterator[Path | None]
         yield None
         return
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:  # not every network's file system can
+            _log.warning("other processes may tune the same meanwhile: %s", error)
         yield path
 
 
@@ -201,7 +225,7 @@ def _read(path: Path, key: Mapping[str, Any], what_for: TunedFor) -> Tuning | No
         return Tuning(what_for, Tuned.from_json(data["tuned"]), data["seconds"], cached=True)
     except FileNotFoundError:
         return None
-    except (KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         _log.warning("%s is damaged and is made again: %s", path, error)
         return None
 
@@ -210,5 +234,8 @@ def _write(path: Path, key: Mapping[str, Any], tuning: Tuning) -> None:
     data = {"key": key, "tuned": tuning.tuned.to_json(), "seconds": tuning.seconds}
     # Whole or not at all, whoever reads meanwhile.
     new = path.with_suffix(f".{os.getpid()}")
-    new.write_text(json.dumps(data, indent=1))
-    new.replace(path)
+    try:
+        new.write_text(json.dumps(data, indent=1))
+        new.replace(path)
+    except OSError as error:
+        _log.warning("what is tuned is not kept: %s", error)

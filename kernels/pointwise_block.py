@@ -172,9 +172,10 @@ def pointwise_launch(
         weight: (C_out, C_in) as :func:`aligned_rows` returns it, dtype of x.
         epilogue: what follows the sum.
         out: contiguous memory for (N, C_out, H * W), dtype of x.
-        tile: None for the table's.
+        tile: None for the table's, which also stands in where the TMA cannot read an operand.
     """
-    if tile is None:
+    # What was tuned was tuned for other strides and addresses, which may suit the TMA alone.
+    if tile is None or (isinstance(tile, TmaTile) and not suits_tma(x, weight)):
         tile = choose_tile(x, weight)
     if isinstance(tile, TmaTile):
         return tma_launch(x, weight, epilogue, out, tile)

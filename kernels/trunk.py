@@ -5,6 +5,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -52,9 +53,16 @@ class TritonTrunk:
         chunk: int | None = None,
         tuned: Mapping[TunedFor, Mapping[str, Any]] | None = None,
     ) -> None:
-        self._stem = stem
-        self._layers = tuple(layers)
-        blocks = [stem, *(layer.pointwise for layer in self._layers)]
+        # Copied here, if at all: a plan is made on whatever stream its first call is on.
+        self._stem = _contiguous(stem)
+        made: dict[int, FoldedLayer] = {}
+        for layer in layers:
+            if id(layer) not in made:
+                made[id(layer)] = FoldedLayer(
+                    _contiguous(layer.depthwise), _contiguous(layer.pointwise)
+                )
+        self._layers = tuple(made[id(layer)] for layer in layers)
+        blocks = [self._stem, *(layer.pointwise for layer in self._layers)]
         # Views, where rows are aligned already. By the block, which may stand at several places.
         self._rows = {id(b): aligned_rows(b.weight.detach().flatten(1)) for b in blocks}
         self._widths = [block.weight.shape[0] for block in blocks]
@@ -193,6 +201,11 @@ def even_parts(images: int, chunk: int | None) -> list[int]:
         return [images]
     count = -(-images // chunk)
     return [images * (part + 1) // count - images * part // count for part in range(count)]
+
+
+def _contiguous(block: FoldedBlock) -> FoldedBlock:
+    bias, scale, shift = _epilogue(block).vectors()
+    return replace(block, weight=block.weight.contiguous(), bias=bias, scale=scale, shift=shift)
 
 
 def _as_planes(memory: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -3,6 +3,7 @@
 Plain data, made by :mod:`convmixer_fast.tuning`.
 """
 
+import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -10,15 +11,18 @@ import torch
 
 from convmixer_fast.kernels.depthwise_direct import DirectTile
 from convmixer_fast.kernels.depthwise_toeplitz import ToeplitzTile
+from convmixer_fast.kernels.launch import fp32_input_precision
 from convmixer_fast.kernels.pointwise_pointers import PointerTile
 from convmixer_fast.kernels.pointwise_tma import TmaTile
 
 __all__ = ["DepthwiseTile", "PointwiseTile", "Problem", "Tile", "Tuned", "TunedFor", "choices_for"]
-__all__ += ["device_name"]
+__all__ += ["device_name", "tuned_for"]
 
 DepthwiseTile = ToeplitzTile | DirectTile
 PointwiseTile = PointerTile | TmaTile
 Tile = DepthwiseTile | PointwiseTile
+
+_log = logging.getLogger("convmixer_fast")
 
 _TILES: dict[str, type[Any]] = {
     tile.__name__: tile for tile in (ToeplitzTile, DirectTile, PointerTile, TmaTile)
@@ -49,9 +53,10 @@ class Tuned(NamedTuple):
     tiles: Mapping[Problem, Tile]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain lists, numbers and names."""
+        """Return plain lists, dictionaries, numbers and names."""
         tiles = [
-            [list(problem), type(tile).__name__, list(tile)] for problem, tile in self.tiles.items()
+            [problem._asdict(), type(tile).__name__, tile._asdict()]
+            for problem, tile in self.tiles.items()
         ]
         return {"chunk": self.chunk, "tiles": tiles}
 
@@ -62,12 +67,13 @@ class Tuned(NamedTuple):
         Raises:
             KeyError, TypeError, ValueError: ``data`` is something else.
         """
-        tiles = {Problem(*problem): _TILES[name](*tile) for problem, name, tile in data["tiles"]}
+        tiles = {Problem(**problem): _TILES[name](**tile) for problem, name, tile in data["tiles"]}
         return Tuned(data["chunk"], tiles)
 
 
-TunedFor = tuple[str, torch.dtype, tuple[int, ...]]
-"""What choices are for: a device by name, a dtype, and the shape of the patch embedding's input.
+TunedFor = tuple[str, torch.dtype, str, tuple[int, ...]]
+"""What choices are for: a device by name, a dtype, what float32 products are (``"tf32"`` or
+``"ieee"``; empty for other dtypes), and the shape of the patch embedding's input.
 
 Plain, as :meth:`Tuned.to_json` is: modules keep both, and are unpickled where there is no Triton.
 """
@@ -84,9 +90,19 @@ def choices_for(
     """Return the choices for a device and a dtype, by shape."""
     if not kept:
         return {}
-    name = device_name(device)
-    return {
-        shape: Tuned.from_json(plain)
-        for (device_of, dtype_of, shape), plain in kept.items()
-        if (device_of, dtype_of) == (name, dtype)
-    }
+    *here, _ = tuned_for(device, dtype, ())
+    found = {}
+    for (*where, shape), plain in kept.items():
+        if where != here:
+            continue
+        try:
+            found[shape] = Tuned.from_json(plain)
+        except (KeyError, TypeError, ValueError) as error:
+            _log.warning("what was tuned for %s is of another version: %s", shape, error)
+    return found
+
+
+def tuned_for(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> TunedFor:
+    """Return what choices made here and now are for."""
+    products = fp32_input_precision() if dtype == torch.float32 else ""
+    return device_name(device), dtype, products, shape

@@ -51,6 +51,37 @@ def test_pointwise_sweep_names_what_fails(monkeypatch, dtype):
     assert row.endswith(f'Config(_EVERY, "16-bit", True, 16, 0, {found.best!r}),')
 
 
+class Nothing:
+    def run(self):
+        pass
+
+
+class Silent:
+    def run(self):
+        raise AssertionError
+
+
+@pytest.mark.parametrize(("launch", "why"), [(Nothing, "wrong: "), (Silent, "AssertionError: ")])
+def test_what_writes_nothing_is_refused(monkeypatch, launch, why):
+    tile = ToeplitzTile(16, 2)
+    monkeypatch.setattr(sweeps, "depthwise_candidates", lambda size, dtype: [tile])
+    real = depthwise_block.depthwise_launch
+    monkeypatch.setattr(
+        depthwise_block,
+        "depthwise_launch",
+        lambda *args: launch() if args[-1] == tile else real(*args),
+    )
+    assert sweep(DEPTHWISE, 2, DEVICE, 0).refused[tile].startswith(why)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("problem", [*published_problems("float16")][:2], ids=lambda p: p.op)
+def test_real_candidates_on_a_device(problem):
+    found = sweep(problem, 2, DEVICE, 0)
+    print(found.refused)
+    assert len(found.seconds) > 3
+
+
 @pytest.mark.parametrize("image", [0, 2])
 def test_a_wrong_candidate_is_not_timed(monkeypatch, image):
     tile = ToeplitzTile(16, 2)

@@ -1,0 +1,54 @@
+"""In which form a block is written for a runtime: a table, with what was measured.
+
+Every form computes ``act(conv(x) + bias) * scale + shift``. A runtime fuses some of them better than
+others.
+"""
+
+from typing import NamedTuple
+
+__all__ = ["FORMS", "TARGETS", "Form", "choose_form"]
+
+
+class Form(NamedTuple):
+    """How scale and shift of a block are written."""
+
+    norm: str
+    """``"batch_norm"``: BatchNormalization with mean 0 and variance 1. ``"affine"``: Mul and Add.
+    ``"depthwise"``: a 1 x 1 depthwise Conv."""
+    fold_relu_scales: bool = False
+    """Whether positive scales behind a ReLU go into the convolution: ``s relu(v) = relu(s v)``."""
+
+
+FORMS = {
+    "batch_norm": Form("batch_norm"),
+    "batch_norm_relu": Form("batch_norm", fold_relu_scales=True),
+    "depthwise": Form("depthwise"),
+    "affine": Form("affine"),
+    "affine_relu": Form("affine", fold_relu_scales=True),
+}
+"""By name, as ``to_onnx(form=...)`` takes them."""
+
+TARGETS = {
+    # ONNX Runtime on a CPU turns BatchNormalization into a 1 x 1 depthwise Conv, to which it adds
+    # the residual, and keeps its blocked layout from the first Conv to the last; so does the
+    # 1 x 1 Conv itself. Mul and Add with a constant leave that layout: 16 more reorderings in a model
+    # of 8 layers. benchmarks/README.md has the times of all forms.
+    "onnxruntime": "batch_norm",
+    # Not measured. TensorRT reads BatchNormalization as one scale layer, Mul and Add as two.
+    "tensorrt": "batch_norm",
+}
+"""The form for a runtime, by the name of :data:`FORMS`."""
+
+
+def choose_form(target: str, form: str | None) -> tuple[str, Form]:
+    """Return the name and the form for a target, or the one that is named.
+
+    Raises:
+        ValueError: there is no target, or no form, of that name.
+    """
+    if target not in TARGETS:
+        raise ValueError(f"target must be {' or '.join(map(repr, TARGETS))}, got {target!r}")
+    name = TARGETS[target] if form is None else form
+    if name not in FORMS:
+        raise ValueError(f"form must be one of {', '.join(map(repr, FORMS))}, got {form!r}")
+    return name, FORMS[name]

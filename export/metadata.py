@@ -1,0 +1,84 @@
+"""What an exported file says about itself: model, versions, how its images are prepared, labels."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from convmixer_fast._version import __version__
+from convmixer_fast.published import Preprocessing
+
+__all__ = ["Description", "describe", "preprocessing_of", "read_description"]
+
+
+@dataclass(frozen=True)
+class Description:
+    """Facts about a model that its graph does not hold."""
+
+    model: str
+    precision: str
+    preprocessing: Preprocessing | None
+    labels: tuple[str, ...]
+    """Empty where they are not known."""
+
+    def properties(self) -> dict[str, str]:
+        """Return it as ONNX's metadata, text by name."""
+        found = {
+            "model": self.model,
+            "precision": self.precision,
+            "producer": f"convmixer_fast {__version__}, torch {torch.__version__}",
+        }
+        if self.preprocessing is not None:
+            found["preprocessing"] = json.dumps(asdict(self.preprocessing))
+        if self.labels:
+            found["labels"] = json.dumps(self.labels)
+        return found
+
+
+def describe(
+    model: nn.Module,
+    precision: str,
+    preprocessing: Preprocessing | None,
+    labels: Sequence[str] | None,
+) -> Description:
+    """Describe ``model``; what is not given is taken from timm's ``pretrained_cfg``, if it has one.
+
+    Raises:
+        ValueError: there are not as many labels as classes.
+    """
+    known: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    if preprocessing is None:
+        preprocessing = preprocessing_of(known)
+    names = tuple(labels or known.get("label_names") or ())
+    classes = getattr(model, "num_classes", None)
+    if names and isinstance(classes, int) and classes not in (0, len(names)):
+        raise ValueError(f"expected {classes} labels, one for each class, got {len(names)}")
+    name = known.get("architecture") or type(model).__name__
+    return Description(str(name), precision, preprocessing, names)
+
+
+def preprocessing_of(config: Mapping[str, Any]) -> Preprocessing | None:
+    """Return what timm's ``pretrained_cfg`` says of images; None where it does not."""
+    if not {"input_size", "mean", "std"} <= set(config):
+        return None
+    return Preprocessing(
+        image_size=int(config["input_size"][-1]),
+        crop_pct=float(config.get("crop_pct") or 1.0),
+        mean=tuple(map(float, config["mean"])),
+        std=tuple(map(float, config["std"])),
+    )
+
+
+def read_description(properties: Mapping[str, str]) -> Description:
+    """Return what :meth:`Description.properties` wrote."""
+    preprocessing = None
+    if "preprocessing" in properties:
+        data = json.loads(properties["preprocessing"])
+        data |= {name: tuple(data[name]) for name in ("mean", "std")}
+        preprocessing = Preprocessing(**data)
+    labels = tuple(json.loads(properties.get("labels", "[]")))
+    model, precision = properties.get("model", ""), properties.get("precision", "")
+    return Description(model, precision, preprocessing, labels)

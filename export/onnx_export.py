@@ -1,0 +1,233 @@
+"""``to_onnx``: a ConvMixer as an ONNX file of standard operators, checked before it is kept."""
+
+import contextlib
+import importlib.util
+import io
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from convmixer_fast.errors import MissingDependencyError
+from convmixer_fast.export.forms import choose_form
+from convmixer_fast.export.metadata import Description, describe
+from convmixer_fast.export.onnx_check import Check, check_file, default_images
+from convmixer_fast.export.trace import DTYPES, Sizes, plain_module
+from convmixer_fast.published import Preprocessing
+
+__all__ = ["OnnxReport", "to_onnx"]
+
+_OPSET = 20
+"""The first with Gelu."""
+_BF16_OPSET = 22
+"""The first whose Conv takes bfloat16."""
+_LARGEST_OPSET = 23
+_EXTERNAL_BYTES = 1.5e9
+"""From there on weights are a file of their own: protobuf cannot hold 2 GB."""
+
+
+@dataclass(frozen=True)
+class OnnxReport:
+    """What was written, and how far it is from the model in float64."""
+
+    path: Path
+    precision: str
+    target: str
+    form: str
+    opset: int
+    bytes: int
+    """Of the file, and of its weights where these are beside it."""
+    operators: Mapping[str, int]
+    """How many nodes there are of each kind."""
+    checks: tuple[Check, ...]
+    """One for each kind of images: the largest error, relative to the largest output."""
+    layers: Mapping[str, Any] = field(default_factory=dict)
+    """int8: the error of each quantised layer; see :class:`onnx_quantize.LayerError`."""
+
+
+def to_onnx(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    image_size: int | tuple[int, int] = 224,
+    precision: str = "fp32",
+    dynamic_batch: bool = True,
+    dynamic_size: bool = False,
+    opset: int | None = None,
+    target: str = "onnxruntime",
+    form: str | None = None,
+    float32_io: bool = False,
+    external_data: bool | None = None,
+    calibration: Tensor | None = None,
+    calibration_method: str = "minmax",
+    quantize_depthwise: bool = False,
+    images: Tensor | None = None,
+    preprocessing: Preprocessing | None = None,
+    labels: Sequence[str] | None = None,
+    example_input: Tensor | None = None,
+) -> OnnxReport:
+    """Write ``model`` to an ONNX file, and check it.
+
+    The input is called ``images`` (N, C, H, W), the output ``logits``, or ``output_0`` ... where the
+    model returns several. The file is compared with the model in float64 by ONNX Runtime, on random
+    images and on photographs, before this returns; where it fails nothing is left behind.
+
+    Args:
+        model: a trained ConvMixer in eval mode, as :func:`convmixer_fast.optimize` takes it.
+        path: of the file. Weights of 1.5 GB and more go to ``<path>.data`` beside it.
+        image_size: pixels: a square, or height and width.
+        precision: ``"fp32"``; ``"fp16"`` or ``"bf16"``: convolutions and activations, while scales,
+            residual sums, pooling and classifier stay in float32; ``"int8"``: stem and pointwise
+            convolutions between QuantizeLinear and DequantizeLinear, float32 otherwise.
+        dynamic_batch: whether the batch is open.
+        dynamic_size: whether height and width are.
+        opset: of ONNX; None is 20, for bf16 22.
+        target: the runtime whose form is taken: ``"onnxruntime"`` or ``"tensorrt"``.
+        form: a name of :data:`forms.FORMS` instead.
+        float32_io: whether 16-bit files take and return float32.
+        external_data: whether weights are a file of their own; None decides by size.
+        calibration: int8: images (N, C, H, W) as the model takes them, some hundred.
+        calibration_method: int8: ``"minmax"``, ``"percentile"`` or ``"entropy"``.
+        quantize_depthwise: int8: whether depthwise convolutions are quantised too.
+        images: to check with, (N, C, H, W); None takes scikit-learn's two photographs where it is
+            installed and the model has 3 channels.
+        preprocessing: written into the file; None takes timm's, if the model has it.
+        labels: written into the file.
+        example_input: see :func:`convmixer_fast.optimize`.
+
+    Raises:
+        UnsupportedModelError: ``model`` is no ConvMixer in eval mode.
+        ValueError: an argument is none of its values.
+        MissingDependencyError: onnx, onnxscript or onnxruntime is not installed.
+        MismatchError: the file does not compute what the model does.
+    """
+    _need("onnx", "onnxscript", "onnxruntime")
+    name, chosen = choose_form(target, form)
+    if precision not in (*DTYPES, "int8"):
+        raise ValueError(f"precision must be fp32, fp16, bf16 or int8, got {precision!r}")
+    if (precision == "int8") != (calibration is not None):
+        raise ValueError(
+            "calibration must be images (N, C, H, W) for precision='int8', and None for others"
+        )
+    opset = _opset(opset, precision)
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent}")
+    sizes = Sizes(image_size, dynamic_batch, dynamic_size)
+    description = describe(model, precision, preprocessing, labels)
+    module, example = plain_module(
+        model,
+        chosen,
+        DTYPES.get(precision, torch.float32),
+        sizes,
+        float32_io=float32_io,
+        example_input=example_input,
+    )
+    if images is None:
+        images = default_images(example, description.preprocessing)
+    layers: Mapping[str, Any] = {}
+    # Made under its final name, which external data refers to, in a folder that goes if it fails.
+    with tempfile.TemporaryDirectory(prefix=".onnx-", dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        _write(module, example, made, sizes, opset, description, external_data)
+        if calibration is not None:
+            from convmixer_fast.export.onnx_quantize import quantize
+
+            layers = quantize(
+                made, calibration, calibration_method, target, depthwise=quantize_depthwise
+            )
+        checks = check_file(made, model, example, images, precision)
+        report = OnnxReport(
+            path=path,
+            precision=precision,
+            target=target,
+            form=name,
+            opset=opset,
+            bytes=sum(file.stat().st_size for file in Path(folder).iterdir()),
+            operators=_operators(made),
+            checks=checks,
+            layers=layers,
+        )
+        (path.parent / f"{path.name}.data").unlink(missing_ok=True)  # of an earlier export
+        for file in sorted(Path(folder).iterdir(), reverse=True):  # weights first
+            file.replace(path.parent / file.name)
+    return report
+
+
+def _need(*modules: str) -> None:
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingDependencyError(
+            f"ONNX export needs {', '.join(missing)}: pip install 'convmixer-fast[onnx]'"
+        )
+
+
+def _opset(opset: int | None, precision: str) -> int:
+    least = _BF16_OPSET if precision == "bf16" else 18
+    if opset is None:
+        return max(least, _OPSET)
+    if (
+        isinstance(opset, bool)
+        or not isinstance(opset, int)
+        or not least <= opset <= _LARGEST_OPSET
+    ):
+        raise ValueError(
+            f"opset must be from {least} to {_LARGEST_OPSET} for precision {precision!r}, "
+            f"got {opset!r}"
+        )
+    return opset
+
+
+def _write(
+    module: nn.Module,
+    example: Tensor,
+    path: Path,
+    sizes: Sizes,
+    opset: int,
+    description: Description,
+    external_data: bool | None,
+) -> None:
+    with torch.no_grad():
+        outputs = pytree.tree_leaves(module(example))
+    names = ["logits"] if len(outputs) == 1 else [f"output_{i}" for i in range(len(outputs))]
+    stem: Any = module.stem
+    with _quiet(), torch.inference_mode(False), torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            verbose=False,
+            opset_version=opset,
+            input_names=["images"],
+            output_names=names,
+            dynamic_shapes=sizes.dynamic_shapes(stem.weight.shape[2:]),
+        )
+    assert program is not None
+    program.model.metadata_props.update(description.properties())
+    program.model.doc_string = f"{description.model}, by convmixer_fast"
+    if external_data is None:
+        tensors = [*module.parameters(), *module.buffers()]
+        external_data = sum(t.numel() * t.element_size() for t in tensors) >= _EXTERNAL_BYTES
+    program.save(path, external_data=external_data)
+
+
+def _operators(path: Path) -> dict[str, int]:
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    return dict(Counter(node.op_type for node in graph.node).most_common())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    # The exporter reports its steps on standard output, and warns of PyTorch's own insides.
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

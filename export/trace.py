@@ -1,0 +1,140 @@
+"""From a model to a plain module that an exporter can trace, and what the tracing needs to know."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convmixer_fast.errors import UnsupportedModelError
+from convmixer_fast.export.forms import Form
+from convmixer_fast.export.plain import PlainConvMixer
+from convmixer_fast.folding import fold
+from convmixer_fast.fused import FusedConvMixer
+from convmixer_fast.recognize import recognize
+from convmixer_fast.spec import SizeCondition
+from convmixer_fast.tracing import unwrap
+
+__all__ = ["DTYPES", "Sizes", "plain_module"]
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""Precisions by the name that exporters take."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The inputs that an export is for.
+
+    Args:
+        image_size: pixels, of a square, or height and width.
+        dynamic_batch: whether the batch is left open.
+        dynamic_size: whether height and width are.
+
+    Raises:
+        ValueError: ``image_size`` is no size.
+    """
+
+    image_size: int | tuple[int, int]
+    dynamic_batch: bool
+    dynamic_size: bool
+
+    def __post_init__(self) -> None:
+        size = self.image_size
+        pair = (size, size) if isinstance(size, int) else size
+        wrong = len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair)
+        if isinstance(size, bool) or wrong:
+            raise ValueError(
+                f"image_size must be a number of pixels, or height and width, got {size!r}"
+            )
+
+    @property
+    def plane(self) -> tuple[int, int]:
+        """Height and width."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else size
+
+    def example(self, channels: int, dtype: torch.dtype) -> Tensor:
+        """Return an input to trace with: two images, where the batch is open, or else one."""
+        return torch.zeros(2 if self.dynamic_batch else 1, channels, *self.plane, dtype=dtype)
+
+    def dynamic_shapes(self, patch: Sequence[int]) -> tuple[dict[int, Any]]:
+        """Return ``torch.export``'s description of what is open."""
+        dims: dict[int, Any] = {}
+        if self.dynamic_batch:
+            dims[0] = torch.export.Dim("batch")
+        if self.dynamic_size:
+            dims[2] = torch.export.Dim("height", min=patch[0])
+            dims[3] = torch.export.Dim("width", min=patch[1])
+        return (dims,)
+
+    def check(self, conditions: tuple[SizeCondition, ...]) -> None:
+        """Check what the source's code asks of its input's size.
+
+        Raises:
+            ValueError: a size does not meet it, or is left open where it must not be.
+        """
+        for condition in conditions:
+            names = compile(condition.text, "", "eval").co_names
+            for name, opened in (
+                ("N", self.dynamic_batch),
+                ("H", self.dynamic_size),
+                ("W", self.dynamic_size),
+            ):
+                if opened and name in names:
+                    option = "dynamic_batch" if name == "N" else "dynamic_size"
+                    raise ValueError(
+                        f"the model's code looks at its input's size ({condition.text}), so "
+                        f"that {name} cannot be left open; pass {option}=False"
+                    )
+            if not condition.holds(2 if self.dynamic_batch else 1, *self.plane):
+                raise ValueError(
+                    f"the model was recognised for sizes where {condition.text}; image_size="
+                    f"{self.image_size} is none"
+                )
+
+
+def plain_module(
+    model: nn.Module,
+    form: Form,
+    dtype: torch.dtype,
+    sizes: Sizes,
+    *,
+    float32_io: bool = False,
+    example_input: Tensor | None = None,
+) -> tuple[PlainConvMixer, Tensor]:
+    """Return ``model`` in plain form, on the CPU, and an input to trace it with.
+
+    Raises:
+        UnsupportedModelError: it is no ConvMixer in eval mode.
+        ValueError: it does not take such sizes.
+    """
+    if isinstance(unwrap(model), FusedConvMixer):
+        raise UnsupportedModelError(
+            "the model is optimized already, and its kernels cannot be exported; pass the one it "
+            "was made from"
+        )
+    with torch.inference_mode(False), torch.no_grad():
+        spec = recognize(model, example_input)
+        sizes.check(spec.conditions)
+        _, stem_channels, *patch = spec.stem.weight.shape
+        if any(side < p for side, p in zip(sizes.plane, patch, strict=True)):
+            raise ValueError(
+                f"image_size must be at least a patch, {patch[0]} x {patch[1]}, "
+                f"got {sizes.image_size}"
+            )
+        module = PlainConvMixer(fold(spec, dtype), form, float32_io=float32_io).cpu()
+        # What stands before the stem may change the channels: those of the example, or a guess.
+        channels = [stem_channels, 3, 1] if example_input is None else [example_input.shape[1]]
+        wanted = torch.float32 if float32_io else dtype
+        return module, _accepted(module, [sizes.example(c, wanted) for c in channels])
+
+
+def _accepted(module: nn.Module, examples: list[Tensor]) -> Tensor:
+    for example in examples[:-1]:
+        try:
+            module(example)
+        except RuntimeError:
+            continue
+        return example
+    return examples[-1]
