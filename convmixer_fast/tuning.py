@@ -148,7 +148,7 @@ def environment(device: torch.device) -> dict[str, str]:
 
 
 def _kernels() -> str:
-    """Return a digest of the kernels and their candidates: a version does not tell when they change."""
+    """Return a digest of kernels and candidates: the version does not tell when they change."""
     digest = hashlib.sha256()
     for path in sorted(Path(kernels.__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())

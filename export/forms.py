@@ -1,7 +1,6 @@
 """In which form a block is written for a runtime: a table, with what was measured.
 
-Every form computes ``act(conv(x) + bias) * scale + shift``. A runtime fuses some of them better than
-others.
+Every form computes ``act(conv(x) + bias) * scale + shift``. Runtimes fuse some better than others.
 """
 
 from typing import NamedTuple
@@ -31,8 +30,8 @@ FORMS = {
 TARGETS = {
     # ONNX Runtime on a CPU turns BatchNormalization into a 1 x 1 depthwise Conv, to which it adds
     # the residual, and keeps its blocked layout from the first Conv to the last; so does the
-    # 1 x 1 Conv itself. Mul and Add with a constant leave that layout: 16 more reorderings in a model
-    # of 8 layers. benchmarks/README.md has the times of all forms.
+    # 1 x 1 Conv itself. Mul and Add with a constant leave that layout: 32 more reorderings in a
+    # model of 8 layers. benchmarks/README.md has the times of all forms.
     "onnxruntime": "batch_norm",
     # Not measured. TensorRT reads BatchNormalization as one scale layer, Mul and Add as two.
     "tensorrt": "batch_norm",

@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from convmixer_fast.images import crop, to_input
 from convmixer_fast.published import Preprocessing
 from convmixer_fast.verify import relative_error
 
-__all__ = ["LIMITS", "Check", "check_file", "default_images"]
+__all__ = ["LIMITS", "Check", "check_file", "photographs"]
 
 LIMITS = {"fp32": 1e-5, "fp16": 2e-2, "bf16": 1e-1, "int8": 1.0}
 """Largest error of an export, relative to the largest output. That of int8 only keeps out what is
@@ -28,7 +29,7 @@ class Check:
     """One comparison with the model in float64."""
 
     images: str
-    """``"random"``, or ``"real"``."""
+    """``"random"``, ``"real"`` or ``"calibration"``."""
     count: int
     error: float
     """Largest difference over the largest output."""
@@ -38,7 +39,7 @@ class Check:
 
 
 def check_file(
-    path: Path, model: nn.Module, example: Tensor, images: Tensor | None, precision: str
+    path: Path, model: nn.Module, example: Tensor, images: Mapping[str, Tensor], precision: str
 ) -> tuple[Check, ...]:
     """Check the file's form, its shapes, and its outputs.
 
@@ -49,7 +50,7 @@ def check_file(
         path: of the file, with its external data beside it.
         model: the source model, of any dtype; it is only read.
         example: an input like the file's; its values do not matter.
-        images: real ones, or None.
+        images: batches (N, C, H, W) by name.
         precision: a name of :data:`LIMITS`.
 
     Raises:
@@ -63,13 +64,9 @@ def check_file(
         raise MismatchError(f"the exported file is not valid ONNX: {error}") from error
     run = _runner(path, widened=precision == "bf16")
     exact = copy.deepcopy(model).cpu().double()
-    generator = torch.Generator().manual_seed(0)
-    sets = {"random": torch.randn(example.shape, generator=generator)}
-    if images is not None:
-        sets["real"] = images
     checks = []
     with torch.inference_mode():
-        for kind, batch in sets.items():
+        for kind, batch in images.items():
             given = batch.to(example.dtype)
             # Image by image where the file takes one alone.
             parts = given.split(1 if len(example) == 1 else len(given))
@@ -133,7 +130,7 @@ def _in_float32(path: Path) -> bytes:
     return serialized
 
 
-def default_images(example: Tensor, preprocessing: Preprocessing | None) -> Tensor | None:
+def photographs(example: Tensor, preprocessing: Preprocessing | None) -> Tensor | None:
     """Return scikit-learn's photographs as inputs like ``example``; None where that cannot be."""
     channels, height, width = example.shape[1:]
     if channels != 3 or importlib.util.find_spec("sklearn") is None:

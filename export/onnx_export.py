@@ -1,5 +1,6 @@
 """``to_onnx``: a ConvMixer as an ONNX file of standard operators, checked before it is kept."""
 
+import ast
 import contextlib
 import importlib.util
 import io
@@ -13,13 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from convmixer_fast.errors import MissingDependencyError
 from convmixer_fast.export.forms import choose_form
 from convmixer_fast.export.metadata import Description, describe
-from convmixer_fast.export.onnx_check import Check, check_file, default_images
-from convmixer_fast.export.trace import DTYPES, Sizes, plain_module
+from convmixer_fast.export.onnx_check import Check, check_file, photographs
+from convmixer_fast.export.trace import DTYPES, Sizes, output_count, plain_module
 from convmixer_fast.published import Preprocessing
 
 __all__ = ["OnnxReport", "to_onnx"]
@@ -29,6 +29,7 @@ _OPSET = 20
 _BF16_OPSET = 22
 """The first whose Conv takes bfloat16."""
 _LARGEST_OPSET = 23
+_CHECKED = 16
 _EXTERNAL_BYTES = 1.5e9
 """From there on weights are a file of their own: protobuf cannot hold 2 GB."""
 
@@ -75,9 +76,9 @@ def to_onnx(
 ) -> OnnxReport:
     """Write ``model`` to an ONNX file, and check it.
 
-    The input is called ``images`` (N, C, H, W), the output ``logits``, or ``output_0`` ... where the
-    model returns several. The file is compared with the model in float64 by ONNX Runtime, on random
-    images and on photographs, before this returns; where it fails nothing is left behind.
+    The input is called ``images`` (N, C, H, W), the output ``logits``, or ``output_0`` ... where
+    the model returns several. The file is compared with the model in float64 by ONNX Runtime, on
+    random images and on photographs (int8: calibration images), before this returns; where it fails nothing is left behind.
 
     Args:
         model: a trained ConvMixer in eval mode, as :func:`convmixer_fast.optimize` takes it.
@@ -130,8 +131,17 @@ def to_onnx(
         float32_io=float32_io,
         example_input=example_input,
     )
-    if images is None:
-        images = default_images(example, description.preprocessing)
+    checked: dict[str, Tensor] = {}
+    if calibration is None:
+        generator = torch.Generator().manual_seed(0)
+        checked["random"] = torch.randn(example.shape, generator=generator)
+    else:
+        # Noise is outside of what int8 was calibrated for.
+        checked["calibration"] = calibration[:_CHECKED]
+    if images is None and calibration is None:
+        images = photographs(example, description.preprocessing)
+    if images is not None:
+        checked["real"] = images
     layers: Mapping[str, Any] = {}
     # Made under its final name, which external data refers to, in a folder that goes if it fails.
     with tempfile.TemporaryDirectory(prefix=".onnx-", dir=path.parent) as folder:
@@ -143,7 +153,7 @@ def to_onnx(
             layers = quantize(
                 made, calibration, calibration_method, target, depthwise=quantize_depthwise
             )
-        checks = check_file(made, model, example, images, precision)
+        checks = check_file(made, model, example, checked, precision)
         report = OnnxReport(
             path=path,
             precision=precision,
@@ -194,9 +204,8 @@ def _write(
     description: Description,
     external_data: bool | None,
 ) -> None:
-    with torch.no_grad():
-        outputs = pytree.tree_leaves(module(example))
-    names = ["logits"] if len(outputs) == 1 else [f"output_{i}" for i in range(len(outputs))]
+    count = output_count(module, example)
+    names = ["logits"] if count == 1 else [f"output_{i}" for i in range(count)]
     stem: Any = module.stem
     with _quiet(), torch.inference_mode(False), torch.no_grad():
         program = torch.onnx.export(
@@ -210,12 +219,30 @@ def _write(
             dynamic_shapes=sizes.dynamic_shapes(stem.weight.shape[2:]),
         )
     assert program is not None
+    _name_nodes(program.model.graph)
     program.model.metadata_props.update(description.properties())
     program.model.doc_string = f"{description.model}, by convmixer_fast"
     if external_data is None:
         tensors = [*module.parameters(), *module.buffers()]
         external_data = sum(t.numel() * t.element_size() for t in tensors) >= _EXTERNAL_BYTES
     program.save(path, external_data=external_data)
+
+
+def _name_nodes(graph: Any) -> None:
+    """Name each node by its module, as ``layers.3.depthwise/Conv``; drop what else is noted there.
+
+    The exporter's notes hold its stack, with the paths of this machine.
+    """
+    used: Counter[str] = Counter()
+    for node in graph:
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+        scope = scopes[-2] if len(scopes) > 1 else ""
+        name = f"{scope}/{node.op_type}" if scope else node.op_type
+        used[name] += 1
+        node.name = name if used[name] == 1 else f"{name}_{used[name]}"
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
 
 
 def _operators(path: Path) -> dict[str, int]:

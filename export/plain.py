@@ -1,5 +1,6 @@
 """A folded ConvMixer as an ordinary module of PyTorch's own operations: what exporters trace."""
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -17,9 +18,9 @@ __all__ = ["PlainConvMixer"]
 class PlainConvMixer(nn.Module):
     """What a :class:`FoldedConvMixer` computes, in one of the forms of :mod:`forms`.
 
-    In 16 bits convolutions and activations are of that dtype; scale, shift, the residual sum, pooling
-    and the classifier are of float32: eager BatchNorm's are, and a channel that hardly varies has a
-    large scale, which would lose its digits.
+    In 16 bits convolutions and activations are of that dtype; scale, shift, the residual sum,
+    pooling and the classifier are of float32: eager BatchNorm's are, and a channel that hardly
+    varies has a large scale, which would lose its digits.
 
     Args:
         folded: the folded form; its tensors are copied where they change.
@@ -36,7 +37,12 @@ class PlainConvMixer(nn.Module):
         self.stem = _Block(folded.stem, form)
         self.layers = nn.Sequential(
             *(
-                nn.Sequential(_Block(layer.depthwise, form, True), _Block(layer.pointwise, form))
+                nn.Sequential(
+                    OrderedDict(
+                        depthwise=_Block(layer.depthwise, form, depthwise=True),
+                        pointwise=_Block(layer.pointwise, form),
+                    )
+                )
                 for layer in folded.layers
             )
         )
@@ -64,7 +70,7 @@ class PlainConvMixer(nn.Module):
         features = self.layers(self.stem(x))
         if self.source_head is not None:
             return self.source_head(features, *extras)
-        # An even kernel of 1 bit more: pooling and classifier cost nothing.
+        # Wide, because it costs next to nothing.
         out = POOLS[self.pool](features if self.pool == "" else features.float())
         if self.classifier is not None:
             out = self.classifier(out.float())

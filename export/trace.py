@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
 
 from convmixer_fast.errors import UnsupportedModelError
 from convmixer_fast.export.forms import Form
@@ -16,7 +18,7 @@ from convmixer_fast.recognize import recognize
 from convmixer_fast.spec import SizeCondition
 from convmixer_fast.tracing import unwrap
 
-__all__ = ["DTYPES", "Sizes", "plain_module"]
+__all__ = ["DTYPES", "Sizes", "output_count", "plain_module"]
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """Precisions by the name that exporters take."""
@@ -130,10 +132,16 @@ def plain_module(
         return module, _accepted(module, [sizes.example(c, wanted) for c in channels])
 
 
+def output_count(module: nn.Module, example: Tensor) -> int:
+    """Return how many tensors a module returns. Nothing is computed."""
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        return len(pytree.tree_leaves(module(torch.empty_like(example))))
+
+
 def _accepted(module: nn.Module, examples: list[Tensor]) -> Tensor:
     for example in examples[:-1]:
         try:
-            module(example)
+            output_count(module, example)
         except RuntimeError:
             continue
         return example

@@ -10,7 +10,9 @@ import threading
 import pytest
 import torch
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
+
+import triton
 
 from convmixer_fast import BackendUnavailableError, backends, fused, optimize, tuning
 from convmixer_fast import sweep as sweeps
