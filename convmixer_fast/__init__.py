@@ -12,7 +12,7 @@ from pathlib import Path as _Path
 if not (_Path(__file__).parent / "kernels").is_dir():
     __path__.append(str(_Path(__file__).parent.parent))
 
-from convmixer_fast import errors, ops
+from convmixer_fast import errors, export, ops
 from convmixer_fast._version import __version__
 from convmixer_fast.backends import BackendStatus, backend_info
 from convmixer_fast.checkpoint import load
@@ -41,6 +41,7 @@ __all__ = [
     "__version__",
     "backend_info",
     "errors",
+    "export",
     "fold",
     "load",
     "ops",

@@ -1,4 +1,4 @@
-"""The command ``convmixer-fast``: info, demo, verify, bench, predict."""
+"""The command ``convmixer-fast``: info, demo, verify, bench, predict, export."""
 
 import json
 import logging
@@ -15,21 +15,21 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
-from torch import nn
 
 from convmixer_fast import __version__, backends
-from convmixer_fast.checkpoint import build, load, read_checkpoint
+from convmixer_fast.checkpoint import build, read_checkpoint
 from convmixer_fast.errors import ConvMixerFastError
+from convmixer_fast.export_commands import export_app
 from convmixer_fast.images import (
     find_images,
     parse_labels,
     preprocessing_from_metadata,
     read_labels,
 )
+from convmixer_fast.named_models import find_model, stem_shape
 from convmixer_fast.optimize import optimize
 from convmixer_fast.predict import predict_files
-from convmixer_fast.published import PUBLISHED, Architecture, Preprocessing
-from convmixer_fast.randomize import randomize
+from convmixer_fast.published import Preprocessing
 from convmixer_fast.verify import passed, verify
 
 __all__ = ["app", "main"]
@@ -40,6 +40,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.add_typer(export_app, name="export")
 _out = Console()
 _err = Console(stderr=True)
 
@@ -129,10 +130,10 @@ def verify_command(
     ] = False,
 ) -> None:
     """Compare a model's optimized form with its float64 original, at several sizes and dtypes."""
-    source, trained = _model(model, activation, pretrained)
+    source, trained = find_model(model, activation, pretrained)
     source.to(_device(backend))
     chosen = [_dtype(name) for name in dtypes.split(",")]
-    channels, patch = _stem_shape(source)
+    channels, patch = stem_shape(source)
     hw = (
         _sizes(sizes) if sizes else [(4 * patch, 4 * patch), (5 * patch + 1, 3 * patch), (224, 224)]
     )
@@ -211,13 +212,13 @@ def bench(
     from convmixer_fast.benchmarks.model_cases import convmixer_case
     from convmixer_fast.benchmarks.report import write_report
 
-    source, _ = _model(model, activation, pretrained=False)
+    source, _ = find_model(model, activation, pretrained=False)
     if image_size is None:
         is_file = Path(model).is_file()
         metadata = read_checkpoint(Path(model)).metadata if is_file else {}
         image_size = preprocessing_from_metadata(metadata).image_size
     where = runs.default_device(device)
-    name, channels = Path(model).name if Path(model).is_file() else model, _stem_shape(source)[0]
+    name, channels = Path(model).name if Path(model).is_file() else model, stem_shape(source)[0]
     cases = [
         convmixer_case(name, lambda: source, (size, channels, image_size, image_size), kind)
         for kind in runs.chosen_dtypes(dtype, where)
@@ -337,43 +338,6 @@ def _labels(path: Path | None, metadata: Mapping[str, str], classes: int) -> lis
     if len(names) != classes:
         raise ValueError(f"expected {classes} labels, one for each class, got {len(names)}")
     return names
-
-
-def _model(name: str, activation: str | None, pretrained: bool) -> tuple[nn.Module, bool]:
-    """Return the model that a user named, and whether its weights are trained."""
-    if Path(name).is_file():
-        return load(name, activation=activation), True
-    if name.count("/") == 3 and name.replace("/", "").isdigit():
-        dim, depth, kernel, patch = map(int, name.split("/"))
-        architecture = Architecture(dim, depth, kernel, patch, activation or "gelu")
-        return randomize(architecture.build()), False
-    if name in PUBLISHED and not pretrained:
-        return randomize(PUBLISHED[name].build()), False
-    try:
-        import timm
-    except (ImportError, RuntimeError) as error:
-        known = ", ".join(PUBLISHED)
-        remedy = (
-            "pip install 'convmixer-fast[timm]'"
-            if isinstance(error, ImportError)
-            else "the torchvision installed does not belong to this build of PyTorch"
-        )
-        raise ValueError(
-            f"{name!r} is no file, no dim/depth/kernel/patch and none of {known}, and timm, which "
-            f"might know it, cannot be imported ({error}): {remedy}"
-        ) from error
-    try:
-        model: nn.Module = timm.create_model(name, pretrained=pretrained)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{name!r} is no file, no dim/depth/kernel/patch, and timm: {error}"
-        ) from (error)
-    return (model.eval() if pretrained else randomize(model)), pretrained
-
-
-def _stem_shape(model: nn.Module) -> tuple[int, int]:
-    weight = next(p for p in model.parameters() if p.dim() == 4)
-    return weight.shape[1], weight.shape[2]
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from convmixer_fast.errors import MissingDependencyError
+from convmixer_fast.export.checks import Check, photographs, random_images
 from convmixer_fast.export.forms import choose_form
 from convmixer_fast.export.metadata import Description, describe
-from convmixer_fast.export.onnx_check import Check, check_file, photographs
+from convmixer_fast.export.onnx_check import check_file
 from convmixer_fast.export.trace import DTYPES, Sizes, output_count, plain_module
 from convmixer_fast.published import Preprocessing
 
@@ -78,7 +79,8 @@ def to_onnx(
 
     The input is called ``images`` (N, C, H, W), the output ``logits``, or ``output_0`` ... where
     the model returns several. The file is compared with the model in float64 by ONNX Runtime, on
-    random images and on photographs (int8: calibration images), before this returns; where it fails nothing is left behind.
+    random images and on photographs (int8: on those of the calibration), before this returns;
+    where it fails nothing is left behind.
 
     Args:
         model: a trained ConvMixer in eval mode, as :func:`convmixer_fast.optimize` takes it.
@@ -133,8 +135,7 @@ def to_onnx(
     )
     checked: dict[str, Tensor] = {}
     if calibration is None:
-        generator = torch.Generator().manual_seed(0)
-        checked["random"] = torch.randn(example.shape, generator=generator)
+        checked["random"] = random_images(example)
     else:
         # Noise is outside of what int8 was calibrated for.
         checked["calibration"] = calibration[:_CHECKED]

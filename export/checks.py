@@ -1,0 +1,104 @@
+"""Does what was exported compute what the model does? Against the model in float64."""
+
+import copy
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from convmixer_fast.errors import MismatchError
+from convmixer_fast.images import crop, to_input
+from convmixer_fast.published import Preprocessing
+from convmixer_fast.verify import relative_error
+
+__all__ = ["LIMITS", "Check", "check_outputs", "photographs", "random_images"]
+
+LIMITS = {"fp32": 1e-5, "fp16": 2e-2, "bf16": 1e-1, "int8": 1.0}
+"""Largest error of an export, relative to the largest output. That of int8 only keeps out what is
+not the model at all: how much a model loses depends on it, and stands in the report."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison with the model in float64."""
+
+    images: str
+    """``"random"``, ``"real"`` or ``"calibration"``."""
+    count: int
+    error: float
+    """Largest difference over the largest output."""
+    same_top1: float
+    """Share of images whose largest output is at the same place; NaN where outputs are no
+    (N, classes)."""
+
+
+def check_outputs(
+    run: Callable[[Tensor], list[Tensor]],
+    model: nn.Module,
+    example: Tensor,
+    images: Mapping[str, Tensor],
+    precision: str,
+) -> tuple[Check, ...]:
+    """Compare what ``run`` returns with the model in float64.
+
+    Args:
+        run: the export: from a batch like ``example`` to its outputs.
+        model: the source model, of any dtype and device; it is only read.
+        example: an input of the export; its values do not matter. Where it is one image, the
+            batches are given image by image.
+        images: batches (N, C, H, W) by name.
+        precision: a name of :data:`LIMITS`.
+
+    Raises:
+        MismatchError: an output is too far from the model's.
+    """
+    exact = copy.deepcopy(model).cpu().double()
+    checks = []
+    with torch.inference_mode():
+        for kind, batch in images.items():
+            given = batch.to(example.dtype)
+            parts = given.split(1 if len(example) == 1 else len(given))
+            found = [run(part) for part in parts]
+            truth = [pytree.tree_leaves(exact(part.double())) for part in parts]
+            check = _compare(kind, found, truth)
+            checks.append(check)
+            if not check.error <= LIMITS[precision]:  # a NaN is not
+                raise MismatchError(
+                    f"the export's outputs on {kind} images are {check.error:.1e} of the largest "
+                    f"output away from the model's in float64; {precision} may be "
+                    f"{LIMITS[precision]:.0e} away. No file was kept"
+                )
+    return tuple(checks)
+
+
+def _compare(kind: str, found: list[list[Tensor]], truth: list[list[Tensor]]) -> Check:
+    whole = [torch.cat(outputs) for outputs in zip(*found, strict=True)]
+    exact = [torch.cat(outputs) for outputs in zip(*truth, strict=True)]
+    same = float("nan")
+    if len(whole) == 1 and whole[0].dim() == 2:
+        same = float((whole[0].argmax(1) == exact[0].argmax(1)).double().mean())
+    return Check(kind, len(exact[0]), relative_error(whole, exact), same)
+
+
+def random_images(example: Tensor) -> Tensor:
+    """Return normal random numbers in the shape of ``example``, always the same."""
+    return torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
+
+
+def photographs(example: Tensor, preprocessing: Preprocessing | None) -> Tensor | None:
+    """Return scikit-learn's photographs as inputs like ``example``; None where that cannot be."""
+    channels, height, width = example.shape[1:]
+    if channels != 3 or importlib.util.find_spec("sklearn") is None:
+        return None
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    prepare = preprocessing or Preprocessing()
+    side = max(height, width)
+    prepare = Preprocessing(side, prepare.crop_pct, prepare.mean, prepare.std)
+    pictures = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+    inputs = torch.stack([to_input(crop(picture, prepare), prepare) for picture in pictures])
+    return inputs[:, :, :height, :width].contiguous()

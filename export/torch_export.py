@@ -1,0 +1,104 @@
+"""``to_torch_export``: a ConvMixer as a ``.pt2`` file, and compiled by AOTInductor."""
+
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from convmixer_fast.export.checks import Check, check_outputs, photographs, random_images
+from convmixer_fast.export.forms import FORMS
+from convmixer_fast.export.trace import DTYPES, Sizes, plain_module
+from convmixer_fast.optimize import optimize
+
+__all__ = ["TorchExportReport", "to_torch_export"]
+
+
+@dataclass(frozen=True)
+class TorchExportReport:
+    """What was written, and how far it is from the model in float64."""
+
+    path: Path
+    ops: str
+    precision: str
+    checks: tuple[Check, ...]
+
+
+def to_torch_export(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    image_size: int | tuple[int, int] = 224,
+    precision: str = "fp32",
+    dynamic_batch: bool = True,
+    dynamic_size: bool = False,
+    ops: str = "plain",
+    aot_inductor: bool = False,
+    images: Tensor | None = None,
+    example_input: Tensor | None = None,
+) -> TorchExportReport:
+    """Write ``model`` to a ``.pt2`` file by ``torch.export``, and check it.
+
+    Args:
+        model: a trained ConvMixer in eval mode, as :func:`convmixer_fast.optimize` takes it.
+        path: of the file, ``.pt2``.
+        image_size: pixels: a square, or height and width.
+        precision: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
+        dynamic_batch: whether the batch is open.
+        dynamic_size: whether height and width are.
+        ops: ``"plain"``: PyTorch's own operations; ``torch.export.load`` needs nothing of this
+            package. ``"fused"``: its custom ops, which ``import convmixer_fast`` defines.
+        aot_inductor: whether it is compiled for this machine's CPU, by a C++ compiler, and loaded
+            with ``torch._inductor.aoti_load_package``; ``ops`` is then ``"plain"``.
+        images: to check with besides random ones, (N, C, H, W); None takes scikit-learn's two
+            photographs where it is installed and the model has 3 channels.
+        example_input: see :func:`convmixer_fast.optimize`.
+
+    Raises:
+        UnsupportedModelError: ``model`` is no ConvMixer in eval mode.
+        ValueError: an argument is none of its values.
+        MismatchError: the file does not compute what the model does.
+    """
+    path = Path(path)
+    if path.suffix != ".pt2":
+        raise ValueError(f"path must end in .pt2, got {path}")
+    if ops not in ("plain", "fused") or (aot_inductor and ops != "plain"):
+        raise ValueError(f"ops must be 'plain', or 'fused' without aot_inductor, got {ops!r}")
+    if precision not in DTYPES:
+        raise ValueError(f"precision must be fp32, fp16 or bf16, got {precision!r}")
+    dtype = DTYPES[precision]
+    sizes = Sizes(image_size, dynamic_batch, dynamic_size)
+    module: nn.Module
+    module, example = plain_module(
+        model, FORMS["batch_norm"], dtype, sizes, example_input=example_input
+    )
+    patch = module.stem.weight.shape[2:]
+    if ops == "fused":
+        module = optimize(model, dtype=dtype, example_input=example_input).cpu()
+    with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+        warnings.simplefilter("ignore")  # PyTorch's, of its own insides
+        program = torch.export.export(
+            module, (example,), dynamic_shapes=sizes.dynamic_shapes(patch)
+        )
+        # Made beside its place, which it takes when it has been checked.
+        with tempfile.TemporaryDirectory(prefix=".pt2-", dir=path.parent) as folder:
+            made = Path(folder) / path.name
+            if aot_inductor:
+                torch._inductor.aoti_compile_and_package(program, package_path=str(made))
+                loaded: Any = torch._inductor.aoti_load_package(str(made))
+            else:
+                torch.export.save(program, made)
+                loaded = torch.export.load(made).module()
+            batches = {"random": random_images(example)}
+            real = photographs(example, None) if images is None else images
+            if real is not None:
+                batches["real"] = real
+            checks = check_outputs(
+                lambda x: pytree.tree_leaves(loaded(x)), model, example, batches, precision
+            )
+            made.replace(path)
+    return TorchExportReport(path, ops, precision, checks)

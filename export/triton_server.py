@@ -1,0 +1,244 @@
+"""``to_triton_server``: a model repository for NVIDIA's Triton Inference Server."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from convmixer_fast.export.metadata import read_description
+
+__all__ = ["to_triton_server"]
+
+_BACKENDS = {".onnx": ("onnxruntime", "model.onnx"), ".plan": ("tensorrt", "model.plan")}
+"""By the file's ending: the server's backend, and what it wants the file to be called."""
+# By ONNX's names and by PyTorch's.
+_TYPES = {
+    "FLOAT": "TYPE_FP32",
+    "FLOAT16": "TYPE_FP16",
+    "BFLOAT16": "TYPE_BF16",
+    "float32": "TYPE_FP32",
+    "float16": "TYPE_FP16",
+    "bfloat16": "TYPE_BF16",
+}
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    name: str
+    data_type: str
+    dims: tuple[int, ...]
+    """With the batch; -1 where a size is open."""
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What a file takes and returns."""
+
+    inputs: tuple[_Tensor, ...]
+    outputs: tuple[_Tensor, ...]
+    max_batch: int | None
+    """None where the batch is open without an end."""
+    labels: tuple[str, ...]
+
+
+def to_triton_server(
+    model: str | Path,
+    repository: str | Path,
+    *,
+    name: str = "convmixer",
+    version: int = 1,
+    max_batch: int | None = None,
+    preferred_batches: Sequence[int] = (),
+    max_delay_us: int = 500,
+    instances: int = 1,
+    device: str = "auto",
+    gpus: Sequence[int] = (),
+    labels: Sequence[str] | None = None,
+) -> Path:
+    """Write the folder that the server serves ``model`` from.
+
+    ::
+
+        repository/name/config.pbtxt
+        repository/name/labels.txt
+        repository/name/version/model.onnx
+
+    Args:
+        model: a file of :func:`to_onnx` (``.onnx``) or :func:`to_tensorrt` (``.plan``).
+        repository: the server's ``--model-repository``; made if it is not there.
+        name: of the model there.
+        version: of this file. Others of the same model stay.
+        max_batch: images that the server may put together; None is 64, or what an engine takes.
+            A file of one fixed batch is served as it is.
+        preferred_batches: sizes at which it stops waiting for more.
+        max_delay_us: microseconds that a request waits for others.
+        instances: copies that run at once, on each GPU.
+        device: ``"gpu"``, ``"cpu"``, or ``"auto"`` for what the server has.
+        gpus: numbers of the GPUs; none means all.
+        labels: of the classes; None takes those in the file.
+
+    Returns:
+        The model's folder.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: an argument is none of its values.
+    """
+    path = Path(model)
+    if path.suffix not in _BACKENDS:
+        raise ValueError(
+            f"model must be an .onnx file or a .plan engine, which the server tells by their "
+            f"ending, got {path.name}"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"no file at {path}")
+    _check(name, version, max_batch, preferred_batches, max_delay_us, instances, device, gpus)
+    found = _read_onnx(path) if path.suffix == ".onnx" else _read_engine(path)
+    batch = _max_batch(found, max_batch)
+    if any(size > batch for size in preferred_batches):
+        raise ValueError(
+            f"preferred_batches must be at most max_batch, {batch}, got {list(preferred_batches)}"
+        )
+    names = tuple(labels) if labels is not None else found.labels
+    backend, filename = _BACKENDS[path.suffix]
+    config: dict[str, Any] = {
+        "name": name,
+        "backend": backend,
+        "max_batch_size": batch,
+        "input": [_tensor(tensor, batch) for tensor in found.inputs],
+        "output": [
+            _tensor(tensor, batch) | ({"label_filename": "labels.txt"} if names and i == 0 else {})
+            for i, tensor in enumerate(found.outputs)
+        ],
+        "instance_group": [_instances(instances, device, gpus)],
+    }
+    if batch > 1:
+        config["dynamic_batching"] = {
+            "preferred_batch_size": list(preferred_batches),
+            "max_queue_delay_microseconds": max_delay_us,
+        }
+    folder = Path(repository) / name
+    place = folder / str(version)
+    place.mkdir(parents=True, exist_ok=True)
+    for source, target in (
+        (path, place / filename),
+        (path.with_name(f"{path.name}.data"), place / f"{path.name}.data"),
+    ):
+        if source.is_file():
+            _place(source.read_bytes(), target)
+    if names:
+        _place("".join(f"{label}\n" for label in names).encode(), folder / "labels.txt")
+    _place(_text(config).encode(), folder / "config.pbtxt")
+    return folder
+
+
+def _check(
+    name: str,
+    version: int,
+    max_batch: int | None,
+    preferred_batches: Sequence[int],
+    max_delay_us: int,
+    instances: int,
+    device: str,
+    gpus: Sequence[int],
+) -> None:
+    if not name or "/" in name or name.startswith("."):
+        raise ValueError(f"name must be the name of a folder, got {name!r}")
+    for what, value, least in (
+        ("version", version, 1),
+        ("max_batch", max_batch, 1),
+        ("max_delay_us", max_delay_us, 0),
+        ("instances", instances, 1),
+        *(("preferred_batches", size, 1) for size in preferred_batches),
+        *(("gpus", number, 0) for number in gpus),
+    ):
+        if value is not None and value < least:
+            raise ValueError(f"{what} must be at least {least}, got {value}")
+    if device not in ("auto", "gpu", "cpu") or (gpus and device == "cpu"):
+        raise ValueError(f"device must be auto, gpu, or cpu without gpus, got {device!r}")
+
+
+def _max_batch(found: _Model, wanted: int | None) -> int:
+    """Return the server's ``max_batch_size``: 0 where the batch is no dimension of its own."""
+    if found.inputs[0].dims[0] != -1:
+        return 0
+    if found.max_batch is not None and wanted is not None and wanted > found.max_batch:
+        raise ValueError(f"max_batch must be at most the engine's, {found.max_batch}, got {wanted}")
+    return wanted or found.max_batch or 64
+
+
+def _tensor(tensor: _Tensor, batch: int) -> dict[str, Any]:
+    dims = tensor.dims[1:] if batch > 0 else tensor.dims
+    return {"name": tensor.name, "data_type": _Name(tensor.data_type), "dims": list(dims)}
+
+
+def _instances(count: int, device: str, gpus: Sequence[int]) -> dict[str, Any]:
+    kind = "gpu" if gpus else device
+    return {"count": count, "kind": _Name(f"KIND_{kind.upper()}"), "gpus": list(gpus)}
+
+
+def _read_onnx(path: Path) -> _Model:
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+
+    def tensors(values: Sequence[Any]) -> tuple[_Tensor, ...]:
+        found = []
+        for value in values:
+            kind = value.type.tensor_type
+            dims = tuple(dim.dim_value or -1 for dim in kind.shape.dim)
+            dtype = onnx.TensorProto.DataType.Name(kind.elem_type)
+            found.append(_Tensor(value.name, _TYPES[dtype], dims))
+        return tuple(found)
+
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    labels = read_description(properties).labels
+    return _Model(tensors(model.graph.input), tensors(model.graph.output), None, labels)
+
+
+def _read_engine(path: Path) -> _Model:
+    """Read the metadata that :func:`to_tensorrt` writes beside an engine."""
+    beside = Path(f"{path}.json")
+    if not beside.is_file():
+        raise FileNotFoundError(f"no metadata of the engine at {beside}, where to_tensorrt puts it")
+    data = json.loads(beside.read_text())
+
+    def tensors(key: str) -> tuple[_Tensor, ...]:
+        return tuple(
+            _Tensor(entry["name"], _TYPES[entry["dtype"]], tuple(entry["shape"]))
+            for entry in data[key]
+        )
+
+    labels = tuple(data.get("labels") or ())
+    return _Model(tensors("inputs"), tensors("outputs"), int(data["batches"][2]), labels)
+
+
+class _Name(str):
+    """A name of an enumeration, which stands without quotes."""
+
+
+def _text(config: dict[str, Any], indent: str = "") -> str:
+    """Return ``config`` in protobuf's text format; fields that are empty are left out."""
+    lines = []
+    for key, value in config.items():
+        if isinstance(value, dict):
+            value = [value]
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            for item in value:
+                lines.append(f"{indent}{key} {{\n{_text(item, indent + '  ')}{indent}}}\n")
+        elif isinstance(value, list):
+            if value:
+                lines.append(f"{indent}{key}: [{', '.join(map(str, value))}]\n")
+        elif isinstance(value, str) and not isinstance(value, _Name):
+            lines.append(f"{indent}{key}: {json.dumps(value)}\n")
+        else:
+            lines.append(f"{indent}{key}: {value}\n")
+    return "".join(lines)
+
+
+def _place(content: bytes, target: Path) -> None:
+    """Write a file whole: a server that is polling must not see half of it."""
+    new = target.with_name(f".{target.name}.new")
+    new.write_bytes(content)
+    new.replace(target)
