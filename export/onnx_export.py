@@ -20,7 +20,7 @@ from convmixer_fast.export.checks import Check, photographs, random_images
 from convmixer_fast.export.forms import choose_form
 from convmixer_fast.export.metadata import Description, describe
 from convmixer_fast.export.onnx_check import check_file
-from convmixer_fast.export.trace import DTYPES, Sizes, output_count, plain_module
+from convmixer_fast.export.trace import DTYPES, Sizes, output_count, plain_module, tracing
 from convmixer_fast.published import Preprocessing
 
 __all__ = ["OnnxReport", "to_onnx"]
@@ -208,7 +208,7 @@ def _write(
     count = output_count(module, example)
     names = ["logits"] if count == 1 else [f"output_{i}" for i in range(count)]
     stem: Any = module.stem
-    with _quiet(), torch.inference_mode(False), torch.no_grad():
+    with _quiet(), torch.inference_mode(False), torch.no_grad(), tracing():
         program = torch.onnx.export(
             module,
             (example,),
@@ -220,6 +220,7 @@ def _write(
             dynamic_shapes=sizes.dynamic_shapes(stem.weight.shape[2:]),
         )
     assert program is not None
+    sizes.check_open(list(program.model.graph.inputs[0].shape))
     _name_nodes(program.model.graph)
     program.model.metadata_props.update(description.properties())
     program.model.doc_string = f"{description.model}, by convmixer_fast"

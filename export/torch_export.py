@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from convmixer_fast.export.checks import Check, check_outputs, photographs, random_images
 from convmixer_fast.export.forms import FORMS
-from convmixer_fast.export.trace import DTYPES, Sizes, plain_module
+from convmixer_fast.export.trace import DTYPES, Sizes, plain_module, tracing
 from convmixer_fast.optimize import optimize
 
 __all__ = ["TorchExportReport", "to_torch_export"]
@@ -49,7 +49,7 @@ def to_torch_export(
         image_size: pixels: a square, or height and width.
         precision: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
         dynamic_batch: whether the batch is open.
-        dynamic_size: whether height and width are.
+        dynamic_size: whether height and width are, from two patches on.
         ops: ``"plain"``: PyTorch's own operations; ``torch.export.load`` needs nothing of this
             package. ``"fused"``: its custom ops, which ``import convmixer_fast`` defines.
         aot_inductor: whether it is compiled for this machine's CPU, by a C++ compiler, and loaded
@@ -76,14 +76,21 @@ def to_torch_export(
     module, example = plain_module(
         model, FORMS["batch_norm"], dtype, sizes, example_input=example_input
     )
-    patch = module.stem.weight.shape[2:]
+    # A single patch is a case of its own for torch.export.
+    least = [2 * side for side in module.stem.weight.shape[2:]]
+    if dynamic_size and any(s < n for s, n in zip(sizes.plane, least, strict=True)):
+        raise ValueError(
+            f"image_size must be at least two patches, {least[0]} x {least[1]}, where sizes are "
+            f"open, got {image_size}"
+        )
     if ops == "fused":
         module = optimize(model, dtype=dtype, example_input=example_input).cpu()
     with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
         warnings.simplefilter("ignore")  # PyTorch's, of its own insides
-        program = torch.export.export(
-            module, (example,), dynamic_shapes=sizes.dynamic_shapes(patch)
-        )
+        with tracing():
+            program = torch.export.export(
+                module, (example,), dynamic_shapes=sizes.dynamic_shapes(least)
+            )
         # Made beside its place, which it takes when it has been checked.
         with tempfile.TemporaryDirectory(prefix=".pt2-", dir=path.parent) as folder:
             made = Path(folder) / path.name

@@ -1,6 +1,7 @@
 """From a model to a plain module that an exporter can trace, and what the tracing needs to know."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from convmixer_fast.recognize import recognize
 from convmixer_fast.spec import SizeCondition
 from convmixer_fast.tracing import unwrap
 
-__all__ = ["DTYPES", "Sizes", "output_count", "plain_module"]
+__all__ = ["DTYPES", "Sizes", "output_count", "plain_module", "tracing"]
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """Precisions by the name that exporters take."""
@@ -60,15 +61,35 @@ class Sizes:
         """Return an input to trace with: two images, where the batch is open, or else one."""
         return torch.zeros(2 if self.dynamic_batch else 1, channels, *self.plane, dtype=dtype)
 
-    def dynamic_shapes(self, patch: Sequence[int]) -> tuple[dict[int, Any]]:
-        """Return ``torch.export``'s description of what is open."""
+    def dynamic_shapes(self, least: Sequence[int]) -> tuple[dict[int, Any]]:
+        """Return ``torch.export``'s description of what is open.
+
+        Args:
+            least: height and width, of the smallest image.
+        """
         dims: dict[int, Any] = {}
         if self.dynamic_batch:
             dims[0] = torch.export.Dim("batch")
         if self.dynamic_size:
-            dims[2] = torch.export.Dim("height", min=patch[0])
-            dims[3] = torch.export.Dim("width", min=patch[1])
+            dims[2] = torch.export.Dim("height", min=least[0])
+            dims[3] = torch.export.Dim("width", min=least[1])
         return (dims,)
+
+    def check_open(self, dims: Sequence[object]) -> None:
+        """Check that what was asked to be open is open in what was traced.
+
+        Args:
+            dims: of the traced input, numbers where they are fixed.
+
+        Raises:
+            ValueError: the model's code has fixed one.
+        """
+        for index, option in ((0, "dynamic_batch"), (2, "dynamic_size"), (3, "dynamic_size")):
+            if getattr(self, option) and isinstance(dims[index], int):
+                raise ValueError(
+                    f"the model's own code fixes dimension {index} of its input to {dims[index]}; "
+                    f"pass {option}=False"
+                )
 
     def check(self, conditions: tuple[SizeCondition, ...]) -> None:
         """Check what the source's code asks of its input's size.
@@ -134,15 +155,31 @@ def plain_module(
 
 def output_count(module: nn.Module, example: Tensor) -> int:
     """Return how many tensors a module returns. Nothing is computed."""
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), tracing():
         return len(pytree.tree_leaves(module(torch.empty_like(example))))
+
+
+@contextlib.contextmanager
+def tracing() -> Iterator[None]:
+    """Turn what PyTorch says of code that it cannot trace into this package's error.
+
+    Stem, layers and a plain head can be traced: it is the model's own code around them.
+    """
+    try:
+        yield
+    except Exception as error:  # PyTorch's have no class in common
+        first = next(iter(str(error).splitlines()), "")
+        raise UnsupportedModelError(
+            f"PyTorch cannot trace the model's own code before its stem or in its head "
+            f"({type(error).__name__}: {first}), as an export must; export the model without it"
+        ) from error
 
 
 def _accepted(module: nn.Module, examples: list[Tensor]) -> Tensor:
     for example in examples[:-1]:
         try:
             output_count(module, example)
-        except RuntimeError:
+        except UnsupportedModelError:  # these are not its channels
             continue
         return example
     return examples[-1]
