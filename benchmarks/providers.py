@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from convmixer_fast import backends
 from convmixer_fast.benchmarks import runtimes
 from convmixer_fast.benchmarks.subjects import Case, Subject
+from convmixer_fast.export.forms import FORMS
 
 __all__ = ["PROVIDERS", "Provider", "choose"]
 
@@ -112,6 +113,18 @@ def _torchscript(subject: Subject, example: Tensor) -> Call:
     frozen: Call = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
     frozen(example)
     return frozen
+
+
+def _exported(form: str | None) -> Provider:
+    def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+        return _cpu_float32(device, dtype) or _needs("onnx", "onnxscript", "onnxruntime")
+
+    def build(subject: Subject, example: Tensor) -> Call:
+        return runtimes.onnxruntime_cpu(subject, example, exported=True, form=form)
+
+    name = "export-onnxruntime" if form is None else f"export-onnxruntime-{form}"
+    about = "ONNX Runtime on the file of to_onnx" + ("" if form is None else f", form {form}")
+    return Provider(name, about, why_not, build, slow=True, models_only=True)
 
 
 def _ours(backend: str) -> Provider:
@@ -249,6 +262,7 @@ _ALL = (
         or _needs("onnx", "onnxscript", "openvino"),
         runtimes.openvino_cpu, models_only=True,
     ),
+    *(_exported(form) for form in (None, *FORMS)),
     *(_ours(backend) for backend in backends.BACKENDS),
     _ours_on_gpu(
         "graph", "replayed from a CUDA graph of the harness",

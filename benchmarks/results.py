@@ -77,6 +77,11 @@ class Row:
         """Whether the provider is this package."""
         return self.provider.startswith("ours")
 
+    @property
+    def peer(self) -> bool:
+        """Whether a user would pick it instead; another runtime on our export is neither."""
+        return not self.provider.startswith(("ours", "export"))
+
 
 _DERIVED = ("images_per_s", "flop_per_s", "bytes_per_s", "roofline_share")
 

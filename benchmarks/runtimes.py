@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,21 +27,31 @@ def onnxruntime_lacks(provider: str) -> str | None:
     return None if provider in found else f"the onnxruntime installed has no {provider}"
 
 
-def _session(subject: Subject, providers: list[Any]) -> Any:
+def _session(path: Path, providers: list[Any]) -> Any:
     onnxruntime = importlib.import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(subject.onnx), options, providers=providers)
+    session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
     if wanted not in session.get_providers():
         raise RuntimeError(f"onnxruntime fell back from {wanted} to {session.get_providers()}")
     return session
 
 
-def onnxruntime_cpu(subject: Subject, example: Tensor) -> Call:
-    """Return ONNX Runtime on the CPU, with as many threads as PyTorch."""
-    session = _session(subject, ["CPUExecutionProvider"])
+def onnxruntime_cpu(
+    subject: Subject, example: Tensor, *, exported: bool = False, form: str | None = None
+) -> Call:
+    """Return ONNX Runtime on the CPU, with as many threads as PyTorch.
+
+    Args:
+        subject: the model.
+        example: not needed.
+        exported: whether the file is this package's export, and not PyTorch's.
+        form: of this package's export; None for its choice.
+    """
+    path = subject.exported_onnx(form) if exported else subject.onnx
+    session = _session(path, ["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
@@ -59,7 +70,7 @@ def onnxruntime_tensorrt(subject: Subject, example: Tensor) -> Call:
 def _on_device(subject: Subject, example: Tensor, provider: str, options: dict[str, str]) -> Call:
     stream = str(torch.cuda.current_stream(example.device).cuda_stream)
     options = {"device_id": str(example.device.index or 0), "user_compute_stream": stream} | options
-    session = _session(subject, [(provider, options), "CUDAExecutionProvider"])
+    session = _session(subject.onnx, [(provider, options), "CUDAExecutionProvider"])
     inputs, outputs = session.get_inputs()[0].name, session.get_outputs()[0].name
     element = {torch.float16: 10, torch.float32: 1, torch.bfloat16: 16}[example.dtype]
     shape = tuple(subject.module(example).shape)

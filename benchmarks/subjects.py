@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from convmixer_fast.benchmarks.work import Work
+from convmixer_fast.export import to_onnx
 
 __all__ = ["Case", "Subject"]
 
@@ -96,8 +97,7 @@ class Subject:
     @cached_property
     def onnx(self) -> Path:
         """PyTorch's own ONNX export of the module, in a file that :meth:`close` deletes."""
-        self._folder = tempfile.TemporaryDirectory(prefix="convmixer_fast_bench_")
-        path = Path(self._folder.name) / "model.onnx"
+        path = self._files() / "model.onnx"
         module, x = copy.deepcopy(self.module), self.input(0)
         with _quiet(), torch.inference_mode(False), torch.no_grad():
             # Not an inference tensor, which the exporter cannot trace.
@@ -105,6 +105,24 @@ class Subject:
             assert program is not None
             program.save(path)
         return path
+
+    def exported_onnx(self, form: str | None) -> Path:
+        """Return this package's ONNX export, in a file that :meth:`close` deletes.
+
+        Raises:
+            LookupError: the module is no ConvMixer.
+        """
+        if self.fuse is None:
+            raise LookupError("this package has no form of it")
+        path = self._files() / f"exported-{form}.onnx"
+        with torch.inference_mode(False):
+            to_onnx(copy.deepcopy(self.module), path, image_size=self.shape[2:], form=form)
+        return path
+
+    def _files(self) -> Path:
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="convmixer_fast_bench_")
+        return Path(self._folder.name)
 
     def close(self) -> None:
         """Delete the files made."""

@@ -18,8 +18,8 @@ def wide_console() -> Console:
 
 
 def best(rows: Mapping[str, Row], *, ours: bool) -> Row | None:
-    """Return the fastest timed row that is this package's, or that is not."""
-    timed = [row for row in rows.values() if row.p50_s and row.ours == ours]
+    """Return the fastest timed row that is this package's, or a peer's."""
+    timed = [row for row in rows.values() if row.p50_s and (row.ours if ours else row.peer)]
     return min(timed, key=lambda row: row.p50_s or 0.0, default=None)
 
 
@@ -34,7 +34,9 @@ def speedup(rows: Mapping[str, Row], *, undisturbed: bool = False) -> float | No
 
     def fastest(*, ours: bool) -> float | None:
         times = (
-            row.p20_s if undisturbed else row.p50_s for row in rows.values() if row.ours == ours
+            row.p20_s if undisturbed else row.p50_s
+            for row in rows.values()
+            if (row.ours if ours else row.peer)
         )
         return min((time for time in times if time), default=None)
 
