@@ -11,6 +11,7 @@ __all__ = [
     "InferenceOnlyError",
     "MismatchError",
     "MissingDependencyError",
+    "TensorRTError",
     "UnsupportedModelError",
 ]
 
@@ -41,3 +42,7 @@ class MismatchError(ConvMixerFastError, RuntimeError):
 
 class MissingDependencyError(ConvMixerFastError, ImportError):
     """A package that only a part of this one needs is not installed; says which."""
+
+
+class TensorRTError(ConvMixerFastError, RuntimeError):
+    """TensorRT refused a layer, a file, an engine or a call; has what its logger said."""

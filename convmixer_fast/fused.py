@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from convmixer_fast import ops
@@ -240,6 +239,8 @@ class FusedConvMixer(ConvMixerInterface):
         stem: Any = self.stem
         x = self._enter(example)[0]
         make_trunk, x = self._engine.bare_trunks(self, x)
+        from rich.console import Console
+
         # Needs Triton, which is installed where there is something to tune.
         from convmixer_fast.tuning import cache_folder, tune
 

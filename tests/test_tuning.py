@@ -13,8 +13,9 @@ import torch
 pytest.importorskip("triton")
 
 import triton
+from rich import console
 
-from convmixer_fast import BackendUnavailableError, backends, fused, optimize, tuning
+from convmixer_fast import BackendUnavailableError, backends, optimize, tuning
 from convmixer_fast import sweep as sweeps
 from convmixer_fast.kernels import trunk as trunks
 from convmixer_fast.kernels.depthwise_direct import DirectTile
@@ -241,9 +242,9 @@ def test_copies_keep_what_was_tuned(model, tmp_path, fixed_times):
 
 def test_progress_is_shown(model, tmp_path, fixed_times, monkeypatch):
     written = io.StringIO()
-    real = fused.Console
+    real = console.Console
     monkeypatch.setattr(
-        fused, "Console", lambda **kw: real(file=written, force_terminal=True, width=200)
+        console, "Console", lambda **kw: real(file=written, force_terminal=True, width=200)
     )
     make(model).tune(torch.randn(SHAPE, device=DEVICE), seconds=0, folder=tmp_path)
     assert "tuning" in written.getvalue()
