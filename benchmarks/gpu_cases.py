@@ -30,6 +30,7 @@ _LATENCY = ("eager", "eager-graph", "ours")
 _COMPILED = ("eager", "compile", "compile-nhwc", "onnxruntime-cuda", "ours")
 _CHUNKS = (*_QUICK, "ours-triton-chunks")
 _AUTOTUNED = ("eager", "compile-max-autotune", "compile-max-autotune-nhwc", "tensorrt", "ours")
+_ENGINES = ("eager", "tensorrt-engine", "export-tensorrt", "export-tensorrt-triton", "ours")
 
 
 def micro_cases() -> Iterator[Case]:
@@ -76,6 +77,8 @@ def model_cases() -> Iterator[Case]:
     yield scale_case("resnet50", 64, half)
     for name in large[:2]:
         yield named_case(name, 64, half, only=_AUTOTUNED, suffix=", autotuned peers")
+    for name in large[:2]:
+        yield named_case(name, 64, half, only=_ENGINES, suffix=", engines")
     yield named_case("convmixer_1536_20", 256, half, only=_QUICK)
 
 

@@ -30,6 +30,8 @@ DEVICE_TESTS = [
     "tests/test_ops.py",
     "tests/test_sweep.py",
     "tests/test_tuning.py",
+    "tests/test_tensorrt_export.py",
+    "tests/test_onnx_module.py",
     "tests/test_demo.py",
     "-m",
     "cuda or device",

@@ -115,6 +115,16 @@ def _torchscript(subject: Subject, example: Tensor) -> Call:
     return frozen
 
 
+def _tensorrt(name: str, about: str, plugins: str | None) -> Provider:
+    def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+        return _cuda(device, dtype) or _needs("onnx", "onnxscript", "tensorrt")
+
+    def build(subject: Subject, example: Tensor) -> Call:
+        return runtimes.tensorrt_engine(subject, example, plugins=plugins)
+
+    return Provider(name, about, why_not, build, slow=True, models_only=True)
+
+
 def _exported(form: str | None) -> Provider:
     def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
         return _cpu_float32(device, dtype) or _needs("onnx", "onnxscript", "onnxruntime")
@@ -262,6 +272,9 @@ _ALL = (
         or _needs("onnx", "onnxscript", "openvino"),
         runtimes.openvino_cpu, models_only=True,
     ),
+    _tensorrt("tensorrt-engine", "TensorRT's own API on torch.onnx.export's graph", None),
+    _tensorrt("export-tensorrt", "the engine of to_tensorrt", "none"),
+    _tensorrt("export-tensorrt-triton", 'that of to_tensorrt(plugins="triton")', "triton"),
     *(_exported(form) for form in (None, *FORMS)),
     *(_ours(backend) for backend in backends.BACKENDS),
     _ours_on_gpu(

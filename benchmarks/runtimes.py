@@ -16,6 +16,7 @@ __all__ = [
     "onnxruntime_lacks",
     "onnxruntime_tensorrt",
     "openvino_cpu",
+    "tensorrt_engine",
 ]
 
 Call = Callable[[Tensor], Tensor]
@@ -65,6 +66,32 @@ def onnxruntime_tensorrt(subject: Subject, example: Tensor) -> Call:
     """Return TensorRT inside ONNX Runtime; precision is that of the exported graph."""
     fp16 = {"trt_fp16_enable": "1"} if example.dtype == torch.float16 else {}
     return _on_device(subject, example, "TensorrtExecutionProvider", fp16)
+
+
+def tensorrt_engine(subject: Subject, example: Tensor, *, plugins: str | None = None) -> Call:
+    """Return a TensorRT engine for the example's shape, by TensorRT's own Python API.
+
+    Args:
+        subject: the model.
+        example: an input.
+        plugins: of this package's export; None builds the engine of PyTorch's ONNX export.
+    """
+    from convmixer_fast.export import TensorRTModule, to_tensorrt
+
+    batch, *_, height, width = example.shape
+    path = subject.files() / f"{plugins}.engine"
+    precision = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+    to_tensorrt(
+        subject.onnx if plugins is None else subject.module,
+        path,
+        image_size=(height, width),
+        precision=None if plugins is None else precision[example.dtype],
+        min_batch=batch,
+        max_batch=batch,
+        plugins=plugins or "none",
+        progress=False,
+    )
+    return TensorRTModule(path, device=example.device)
 
 
 def _on_device(subject: Subject, example: Tensor, provider: str, options: dict[str, str]) -> Call:

@@ -97,7 +97,7 @@ class Subject:
     @cached_property
     def onnx(self) -> Path:
         """PyTorch's own ONNX export of the module, in a file that :meth:`close` deletes."""
-        path = self._files() / "model.onnx"
+        path = self.files() / "model.onnx"
         module, x = copy.deepcopy(self.module), self.input(0)
         with _quiet(), torch.inference_mode(False), torch.no_grad():
             # Not an inference tensor, which the exporter cannot trace.
@@ -114,12 +114,13 @@ class Subject:
         """
         if self.fuse is None:
             raise LookupError("this package has no form of it")
-        path = self._files() / f"exported-{form}.onnx"
+        path = self.files() / f"exported-{form}.onnx"
         with torch.inference_mode(False):
             to_onnx(copy.deepcopy(self.module), path, image_size=self.shape[2:], form=form)
         return path
 
-    def _files(self) -> Path:
+    def files(self) -> Path:
+        """Return a folder that :meth:`close` deletes."""
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="convmixer_fast_bench_")
         return Path(self._folder.name)

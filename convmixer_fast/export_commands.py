@@ -140,13 +140,16 @@ def tensorrt(
     image_size: Size = None,
     min_batch: Annotated[int, typer.Option(min=1)] = 1,
     opt_batch: Annotated[int | None, typer.Option(min=1)] = None,
-    max_batch: Annotated[int, typer.Option(min=1)] = 64,
+    max_batch: Annotated[int, typer.Option(min=1)] = 32,
     workspace: Annotated[
         int | None, typer.Option(min=1, help="Bytes that TensorRT may use.")
     ] = None,
     timing_cache: Annotated[Path | None, typer.Option(help="Read, and written again.")] = None,
     version_compatible: Annotated[bool, typer.Option("--version-compatible")] = False,
     plugins: Annotated[str, typer.Option(help="none, or triton: our depthwise kernel.")] = "none",
+    capability: Annotated[
+        int | None, typer.Option(help="Of the GPU for plugins, 90 for 9.0; else this one's.")
+    ] = None,
     activation: Activation = None,
     pretrained: Pretrained = False,
 ) -> None:
@@ -170,6 +173,7 @@ def tensorrt(
         timing_cache=timing_cache,
         version_compatible=version_compatible,
         plugins=plugins,
+        capability=capability,
         **options,
     )
     _out.print(f"wrote {report.path}, {report.bytes / 2**20:.1f} MiB, in {report.seconds:.0f} s")

@@ -16,6 +16,10 @@ class Form(NamedTuple):
     ``"depthwise"``: a 1 x 1 depthwise Conv."""
     fold_relu_scales: bool = False
     """Whether positive scales behind a ReLU go into the convolution: ``s relu(v) = relu(s v)``."""
+    scales_forward: bool = False
+    """Whether scales go into the weights of the next layer, so that an Add is left of the norm."""
+    gelu_parts: bool = False
+    """Whether GELU is written with Erf, as before opset 20."""
 
 
 FORMS = {
@@ -24,6 +28,8 @@ FORMS = {
     "depthwise": Form("depthwise"),
     "affine": Form("affine"),
     "affine_relu": Form("affine", fold_relu_scales=True),
+    "shift": Form("batch_norm", scales_forward=True),
+    "gelu_parts": Form("batch_norm", gelu_parts=True),
 }
 """By name, as ``to_onnx(form=...)`` takes them."""
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convmixer_fast.export.forms import Form
+from convmixer_fast.export.rescale import scales_forward
 from convmixer_fast.model import POOLS
 from convmixer_fast.reference import ACTIVATIONS
 from convmixer_fast.spec import FoldedBlock, FoldedConvMixer, Head
@@ -30,6 +31,8 @@ class PlainConvMixer(nn.Module):
 
     def __init__(self, folded: FoldedConvMixer, form: Form, *, float32_io: bool = False) -> None:
         super().__init__()
+        if form.scales_forward:
+            folded = scales_forward(folded)
         self.dtype = folded.stem.weight.dtype
         self.float32_io = float32_io
         self.prefix = folded.prefix
@@ -90,9 +93,11 @@ class _Block(nn.Module):
             scale = None
         self.weight = nn.Parameter(weight)
         self.bias = None if bias is None else nn.Parameter(bias.to(weight.dtype))
-        self.activation = block.activation
+        parts = form.gelu_parts and block.activation == "gelu"
+        self.activation = _gelu_parts if parts else ACTIVATIONS[block.activation]
         self.depthwise = depthwise
-        self.norm = _norm(form.norm, len(weight), scale, shift)
+        kind = "affine" if form.scales_forward and scale is None else form.norm
+        self.norm = _norm(kind, len(weight), scale, shift)
 
     def forward(self, x: Tensor) -> Tensor:
         size = self.weight.shape[2:]
@@ -104,13 +109,17 @@ class _Block(nn.Module):
             padding=size[0] // 2 if self.depthwise else 0,
             groups=len(self.weight) if self.depthwise else 1,
         )
-        out = ACTIVATIONS[self.activation](out)
+        out = self.activation(out)
         if self.norm is None:
             return out + x if self.depthwise else out
         out = self.norm(out.to(torch.promote_types(out.dtype, torch.float32)))
         if self.depthwise:
             out = out + x.to(out.dtype)
         return out.to(x.dtype)
+
+
+def _gelu_parts(x: Tensor) -> Tensor:
+    return 0.5 * x * (1 + torch.erf(x * 0.5**0.5))
 
 
 def _norm(kind: str, channels: int, scale: Tensor | None, shift: Tensor | None) -> nn.Module | None:

@@ -29,7 +29,13 @@ from convmixer_fast.export.trt_bindings import load_plugin_package
 from convmixer_fast.kernels.depthwise_block import choose_config, depthwise_launch
 from convmixer_fast.kernels.depthwise_direct import DirectTile
 from convmixer_fast.kernels.depthwise_toeplitz import ToeplitzTile
-from convmixer_fast.kernels.launch import INT32_ELEMENTS, Epilogue, Launch, is_interpreted
+from convmixer_fast.kernels.launch import (
+    FIRST_SIZE,
+    INT32_ELEMENTS,
+    Epilogue,
+    Launch,
+    is_interpreted,
+)
 from convmixer_fast.spec import FoldedBlock
 
 __all__ = ["DepthwisePlugin", "Kernel", "adapt", "depthwise_op"]
@@ -166,8 +172,7 @@ class DepthwisePlugin:
 
 def _sizes_of(launch: Launch) -> list[str]:
     """Return the names of the kernel's integers."""
-    first = 6  # after x, weight, bias, scale, shift, out
-    return list(launch.kernel.arg_names[first : first + len(launch.sizes)])
+    return list(launch.kernel.arg_names[FIRST_SIZE : FIRST_SIZE + len(launch.sizes)])
 
 
 def _source(launch: Launch) -> tuple[ASTSource, dict[str, Any]]:

@@ -14,7 +14,15 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-__all__ = ["INT32_ELEMENTS", "BoundLaunch", "Epilogue", "Launch", "capability", "device_guard"]
+__all__ = [
+    "FIRST_SIZE",
+    "INT32_ELEMENTS",
+    "BoundLaunch",
+    "Epilogue",
+    "Launch",
+    "capability",
+    "device_guard",
+]
 __all__ += ["fp32_input_precision", "is_interpreted", "offset_dtype", "takes_ptx"]
 
 INT32_ELEMENTS = 2**31
@@ -143,12 +151,12 @@ class BoundLaunch:
         ).run()
         if not is_interpreted(self._kernel):
             # What was compiled takes the parameters that are compiled in, too.
-            names = self._kernel.arg_names[_FIRST_SIZE + len(self._sizes) :]
+            names = self._kernel.arg_names[FIRST_SIZE + len(self._sizes) :]
             self._after_out = (*self._sizes, *(self._constants[name] for name in names))
             self._runner = compiled[(self._programs, 1, 1)]
 
 
-_FIRST_SIZE = 6
+FIRST_SIZE = 6
 """Where ``Launch.sizes`` begin among a kernel's parameters."""
 
 

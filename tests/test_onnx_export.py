@@ -94,21 +94,25 @@ def test_forms_compute_the_same(form, architecture, tmp_path):
     report = to_onnx(model, path, image_size=16, form=form)
     assert report.form == form
     operators = report.operators
-    assert ("BatchNormalization" in operators) == form.startswith("batch_norm")
+    gelu = architecture is SMALL
+    norms = {"depthwise": 0, "affine": 0, "affine_relu": 0, "shift": 3}.get(form, 5)
+    assert operators.get("BatchNormalization", 0) == norms
     assert ("Mul" in operators) == (
-        form == "affine" or (form == "affine_relu" and architecture is SMALL)
+        form == "affine" or (gelu and form in ("affine_relu", "gelu_parts"))
     )
+    assert ("Erf" in operators) == (gelu and form == "gelu_parts")
     assert operators["Conv"] == (10 if form == "depthwise" else 5)
     assert report.checks[0].error <= LIMITS["fp32"]
 
 
-@pytest.mark.parametrize("form", ["batch_norm_relu", "affine_relu"])
-def test_scales_that_are_not_positive_stay(form, tmp_path):
+@pytest.mark.parametrize("form", ["batch_norm_relu", "affine_relu", "shift"])
+def test_scales_that_do_not_suit_stay(form, tmp_path):
     model = model_of(RELU)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     with torch.no_grad():
         norms[0].weight[0] = -1.5
         norms[1].weight[3] = 0.0
+        norms[2].weight[5] = 0.0
     path = tmp_path / "model.onnx"
     to_onnx(model, path, image_size=16, form=form)
     assert error_of(path, model, torch.randn(3, 3, 16, 16)) <= LIMITS["fp32"]
