@@ -19,7 +19,7 @@ from convmixer_fast.spec import FoldedBlock, FoldedConvMixer, Head
 __all__ = ["INPUT_NAME", "OUTPUT_NAME", "DepthwiseOp", "Layers", "add_convmixer", "plain_head"]
 
 INPUT_NAME = "images"
-OUTPUT_NAME = "output"
+OUTPUT_NAME = "logits"
 
 _ACTIVATION_TYPES = {"gelu": "GELU_ERF", "gelu_tanh": "GELU_TANH", "relu": "RELU"}
 

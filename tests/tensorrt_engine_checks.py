@@ -90,7 +90,7 @@ def check_metadata() -> None:
     assert report.path == str(path)
     assert said["batches"] == [1, 4, 4]
     assert said["inputs"] == [{"name": "images", "dtype": "float16", "shape": [-1, 3, 12, 12]}]
-    assert said["outputs"] == [{"name": "output", "dtype": "float16", "shape": [-1, 5]}]
+    assert said["outputs"] == [{"name": "logits", "dtype": "float16", "shape": [-1, 5]}]
     assert said["versions"]["tensorrt"] == trt.__version__
     assert said["preprocessing"]["image_size"] == 12
     assert said["plugins"] == "none"
@@ -154,9 +154,9 @@ def check_real_bindings_take_every_call() -> None:
 
 
 def pretend(module: Any) -> None:
-    module._input, module._outputs = "images", ["output"]
+    module._input, module._outputs = "images", ["logits"]
     module._smallest = module._largest = (1, 3, 2, 2)
-    module._dtypes = {"images": torch.float32, "output": torch.float32}
+    module._dtypes = {"images": torch.float32, "logits": torch.float32}
 
 
 def onnx_network(shape: tuple[int, ...], **answers: Any) -> Network:

@@ -49,7 +49,7 @@ def runner(answers: dict[str, Any] | None = None) -> Network:
 
     def execute(stream_handle: int) -> bool:
         assert stream_handle == 77
-        images, output = state["images"], state["output"]
+        images, output = state["images"], state["logits"]
         x = view(images, (state["batch"], 3, 2, 2))
         view(output, (state["batch"], 3)).copy_(x.sum((2, 3)))
         return True
@@ -67,7 +67,7 @@ def runner(answers: dict[str, Any] | None = None) -> Network:
         {
             "ICudaEngine.num_io_tensors": 2,
             "ICudaEngine.device_memory_size_v2": 1000,
-            "ICudaEngine.get_tensor_name": lambda index: ("output", "images")[index],
+            "ICudaEngine.get_tensor_name": lambda index: ("logits", "images")[index],
             "ICudaEngine.get_tensor_mode": lambda name: (
                 trt.TensorIOMode.INPUT if name == "images" else trt.TensorIOMode.OUTPUT
             ),
@@ -171,7 +171,7 @@ def check_module_loading() -> None:
     assert "expected an engine with one input" in message
     names = {
         "ICudaEngine.num_io_tensors": 3,
-        "ICudaEngine.get_tensor_name": lambda index: ("output", "images", "mask")[index],
+        "ICudaEngine.get_tensor_name": lambda index: ("logits", "images", "mask")[index],
     }
     message = raised(ValueError, lambda: loaded(runner(names), cuda_graph=True).__enter__())
     assert "cuda_graph=True takes one output" in message

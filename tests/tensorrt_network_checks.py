@@ -60,7 +60,7 @@ def compare(model: nn.Module, precision: str, **options: Any) -> Network:
     assert error <= TOLERANCES[precision], error
     (output,) = report.outputs
     assert output.shape == (-1, *expected.shape[1:])
-    assert output.name == "output"
+    assert output.name == "logits"
     return network
 
 
