@@ -220,7 +220,8 @@ def _write(
             dynamic_shapes=sizes.dynamic_shapes(stem.weight.shape[2:]),
         )
     assert program is not None
-    sizes.check_open(list(program.model.graph.inputs[0].shape))
+    traced: Any = program.model.graph.inputs[0].shape
+    sizes.check_open(list(traced))
     _name_nodes(program.model.graph)
     program.model.metadata_props.update(description.properties())
     program.model.doc_string = f"{description.model}, by convmixer_fast"

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.dlpack import from_dlpack
 
 from convmixer_fast.errors import BackendUnavailableError, MissingDependencyError
 from convmixer_fast.export.metadata import Description, read_description
@@ -174,4 +175,4 @@ class OnnxModule(nn.Module):
         self._session.run_with_iobinding(binding)
         binding.synchronize_outputs()
         values = binding.get_outputs()
-        return [torch.from_dlpack(value._ortvalue.to_dlpack()) for value in values]
+        return [from_dlpack(value._ortvalue.to_dlpack()) for value in values]

@@ -113,7 +113,7 @@ def _fixed_batch(graph: Any) -> int | None:
     return int(size) or None
 
 
-class _Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+class _Reader(quantization.CalibrationDataReader):
     """Gives ONNX Runtime's calibration its images, batch by batch."""
 
     def __init__(self, images: Tensor, batch: int | None) -> None:

@@ -112,10 +112,10 @@ class _Block(nn.Module):
         out = self.activation(out)
         if self.norm is None:
             return out + x if self.depthwise else out
-        out = self.norm(out.to(torch.promote_types(out.dtype, torch.float32)))
+        wide: Tensor = self.norm(out.to(torch.promote_types(out.dtype, torch.float32)))
         if self.depthwise:
-            out = out + x.to(out.dtype)
-        return out.to(x.dtype)
+            wide = wide + x.to(wide.dtype)
+        return wide.to(x.dtype)
 
 
 def _gelu_parts(x: Tensor) -> Tensor:
