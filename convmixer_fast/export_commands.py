@@ -1,6 +1,7 @@
 """The command ``convmixer-fast export``: onnx, tensorrt, pt2, triton-server."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,12 +74,12 @@ def onnx(
     """Write an ONNX file of standard operators, checked by ONNX Runtime."""
     from convmixer_fast.export import to_onnx
 
-    module, prepare, names = _read(model, activation, pretrained, image_size, labels)
-    images = None if calibration is None else _load(calibration, prepare, module)
+    module, size, prepare, names = _read(model, activation, pretrained, image_size, labels)
+    images = None if calibration is None else _load(calibration, prepare, size, module)
     report = to_onnx(
         module,
         output,
-        image_size=prepare.image_size,
+        image_size=size,
         precision=precision,
         dynamic_batch=not fixed_batch,
         dynamic_size=any_size,
@@ -118,11 +119,11 @@ def pt2(
     """Write a .pt2 file by torch.export."""
     from convmixer_fast.export import to_torch_export
 
-    module, prepare, _ = _read(model, activation, pretrained, image_size, None)
+    module, size, *_ = _read(model, activation, pretrained, image_size, None)
     report = to_torch_export(
         module,
         output,
-        image_size=prepare.image_size,
+        image_size=size,
         precision=precision,
         dynamic_batch=not fixed_batch,
         dynamic_size=any_size,
@@ -159,8 +160,8 @@ def tensorrt(
     source: Any = Path(model)
     options: dict[str, Any] = {"image_size": image_size or 224}
     if not model.endswith(".onnx"):
-        source, prepare, _ = _read(model, activation, pretrained, image_size, None)
-        options = {"image_size": prepare.image_size, "preprocessing": prepare}
+        source, size, prepare, _ = _read(model, activation, pretrained, image_size, None)
+        options = {"image_size": size, "preprocessing": prepare}
     if precision is not None:
         options["precision"] = precision
     report = to_tensorrt(
@@ -223,23 +224,28 @@ def _read(
     pretrained: bool,
     image_size: int | None,
     labels: Path | None,
-) -> tuple[nn.Module, Preprocessing, list[str] | None]:
-    """Return the model, how its images are prepared, and the names of its classes, if known."""
+) -> tuple[nn.Module, int, Preprocessing | None, list[str] | None]:
+    """Return the model, its images' size, how they are prepared and its labels, if known."""
+    from convmixer_fast.export.metadata import preprocessing_of
+
     model, _ = find_model(name, activation, pretrained)
     metadata = read_checkpoint(name).metadata if Path(name).is_file() else {}
-    prepare = preprocessing_from_metadata(metadata)
-    if image_size is not None:
-        prepare = Preprocessing(image_size, prepare.crop_pct, prepare.mean, prepare.std)
+    prepare = None
+    if {"mean", "std"} & set(metadata):
+        prepare = preprocessing_from_metadata(metadata)
+    prepare = prepare or preprocessing_of(getattr(model, "pretrained_cfg", None) or {})
+    size = image_size or (prepare or preprocessing_from_metadata(metadata)).image_size
     names = None
     if labels is not None:
         names = read_labels(labels)
     elif "labels" in metadata:
         names = parse_labels(metadata["labels"], "the checkpoint's metadata")
-    return model, prepare, names
+    return model, size, prepare, names
 
 
-def _load(paths: list[Path], prepare: Preprocessing, model: nn.Module) -> Tensor:
+def _load(paths: list[Path], prepare: Preprocessing | None, size: int, model: nn.Module) -> Tensor:
     channels, _ = stem_shape(model)
+    prepare = replace(prepare or Preprocessing(), image_size=size)
     return torch.stack([load_image(path, prepare, channels) for path in find_images(paths)])
 
 

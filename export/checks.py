@@ -4,21 +4,24 @@ import copy
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from convmixer_fast.errors import MismatchError
+from convmixer_fast.errors import MismatchError, UnsupportedModelError
+from convmixer_fast.export.trace import Sizes
 from convmixer_fast.images import crop, to_input
 from convmixer_fast.published import Preprocessing
 from convmixer_fast.verify import relative_error
 
-__all__ = ["LIMITS", "Check", "check_outputs", "photographs", "random_images"]
+__all__ = ["LIMITS", "Check", "as_images", "check_outputs", "new_file", "photographs"]
+__all__ += ["random_images"]
 
-LIMITS = {"fp32": 1e-5, "fp16": 2e-2, "bf16": 1e-1, "int8": 1.0}
+LIMITS = {"fp32": 1e-5, "fp16": 2e-2, "bf16": 1e-1, "int8": 0.5}
 """Largest error of an export, relative to the largest output. That of int8 only keeps out what is
-not the model at all: how much a model loses depends on it, and stands in the report."""
+not the model any more: how much one loses depends on it, and stands in the report."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,12 @@ def check_outputs(
     """
     exact = copy.deepcopy(model).cpu().double()
     checks = []
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast("cpu", enabled=False):
         for kind, batch in images.items():
             given = batch.to(example.dtype)
             parts = given.split(1 if len(example) == 1 else len(given))
             found = [run(part) for part in parts]
-            truth = [pytree.tree_leaves(exact(part.double())) for part in parts]
+            truth = [_truth(exact, part) for part in parts]
             check = _compare(kind, found, truth)
             checks.append(check)
             if not check.error <= LIMITS[precision]:  # a NaN is not
@@ -74,6 +77,16 @@ def check_outputs(
     return tuple(checks)
 
 
+def _truth(exact: nn.Module, images: Tensor) -> list[Tensor]:
+    try:
+        return pytree.tree_leaves(exact(images.double()))
+    except RuntimeError as error:
+        raise UnsupportedModelError(
+            f"the model does not run in float64, in which an export is checked ({error}): its own "
+            "code casts to another dtype; use its input's, x.to(other.dtype)"
+        ) from error
+
+
 def _compare(kind: str, found: list[list[Tensor]], truth: list[list[Tensor]]) -> Check:
     whole = [torch.cat(outputs) for outputs in zip(*found, strict=True)]
     exact = [torch.cat(outputs) for outputs in zip(*truth, strict=True)]
@@ -81,6 +94,48 @@ def _compare(kind: str, found: list[list[Tensor]], truth: list[list[Tensor]]) ->
     if len(whole) == 1 and whole[0].dim() == 2:
         same = float((whole[0].argmax(1) == exact[0].argmax(1)).double().mean())
     return Check(kind, len(exact[0]), relative_error(whole, exact), same)
+
+
+def as_images(name: str, images: object, example: Tensor, sizes: Sizes) -> Tensor:
+    """Return ``images`` in float32, if the export takes them.
+
+    Raises:
+        ValueError: they are no finite numbers (N, C, H, W) like ``example``, at least one image.
+    """
+    wanted: list[object] = ["N", *example.shape[1:]]
+    if sizes.dynamic_size:
+        wanted[2:] = ["H", "W"]
+    found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+    fits = (
+        isinstance(images, Tensor)
+        and images.dim() == 4
+        and len(images) > 0
+        and all(isinstance(w, str) or w == n for w, n in zip(wanted, images.shape, strict=True))
+    )
+    if not fits or not isinstance(images, Tensor):
+        text = ", ".join(map(str, wanted))
+        raise ValueError(f"{name} must be a tensor of images ({text}), N at least 1, got {found}")
+    if not images.is_floating_point() or not bool(images.isfinite().all()):
+        raise ValueError(
+            f"{name} must be finite floating-point numbers, prepared as the model takes them, got "
+            f"{images.dtype}{'' if not images.is_floating_point() else ' with NaN or infinities'}"
+        )
+    return images.detach().cpu().float()
+
+
+def new_file(path: str | Path) -> Path:
+    """Return the path of a file to be written.
+
+    Raises:
+        FileNotFoundError: there is no folder for it.
+        IsADirectoryError: it is a folder itself.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent}")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name the file to write")
+    return path
 
 
 def random_images(example: Tensor) -> Tensor:

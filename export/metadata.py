@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 
 from convmixer_fast._version import __version__
 from convmixer_fast.published import Preprocessing
+from convmixer_fast.tracing import unwrap
 
 __all__ = ["Description", "describe", "preprocessing_of", "read_description"]
 
@@ -23,6 +24,24 @@ class Description:
     preprocessing: Preprocessing | None
     labels: tuple[str, ...]
     """Empty where they are not known."""
+
+    def of_size(self, plane: tuple[int, int]) -> "Description":
+        """Return it for a file that takes images of one size alone."""
+        height, width = plane
+        if self.preprocessing is None or height != width:
+            return self
+        return replace(self, preprocessing=replace(self.preprocessing, image_size=height))
+
+    def check_classes(self, classes: int) -> None:
+        """Check that there are as many labels as classes.
+
+        Raises:
+            ValueError: there are not.
+        """
+        if self.labels and len(self.labels) != classes:
+            raise ValueError(
+                f"expected {classes} labels, one for each class, got {len(self.labels)}"
+            )
 
     def properties(self) -> dict[str, str]:
         """Return it as ONNX's metadata, text by name."""
@@ -47,15 +66,15 @@ def describe(
     """Describe ``model``; what is not given is taken from timm's ``pretrained_cfg``, if it has one.
 
     Raises:
-        ValueError: there are not as many labels as classes.
+        ValueError: ``labels`` is no list of names.
     """
+    model = unwrap(model)
+    if isinstance(labels, str):
+        raise ValueError(f"labels must be a list of names, got the text {labels!r}")
     known: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     if preprocessing is None:
         preprocessing = preprocessing_of(known)
     names = tuple(labels or known.get("label_names") or ())
-    classes = getattr(model, "num_classes", None)
-    if names and isinstance(classes, int) and classes not in (0, len(names)):
-        raise ValueError(f"expected {classes} labels, one for each class, got {len(names)}")
     name = known.get("architecture") or type(model).__name__
     return Description(str(name), precision, preprocessing, names)
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from convmixer_fast.errors import MissingDependencyError
-from convmixer_fast.export.checks import Check, photographs, random_images
+from convmixer_fast.export.checks import Check, as_images, new_file, photographs, random_images
 from convmixer_fast.export.forms import choose_form
 from convmixer_fast.export.metadata import Description, describe
 from convmixer_fast.export.onnx_check import check_file
-from convmixer_fast.export.trace import DTYPES, Sizes, output_count, plain_module, tracing
+from convmixer_fast.export.trace import DTYPES, Sizes, output_shapes, plain_module, tracing
 from convmixer_fast.published import Preprocessing
 
 __all__ = ["OnnxReport", "to_onnx"]
@@ -79,8 +79,8 @@ def to_onnx(
 
     The input is called ``images`` (N, C, H, W), the output ``logits``, or ``output_0`` ... where
     the model returns several. The file is compared with the model in float64 by ONNX Runtime, on
-    random images and on photographs (int8: on those of the calibration), before this returns;
-    where it fails nothing is left behind.
+    random images, in other sizes too where these are open, and on photographs (int8: on the images
+    of the calibration), before this returns; where it fails nothing is left behind.
 
     Args:
         model: a trained ConvMixer in eval mode, as :func:`convmixer_fast.optimize` takes it.
@@ -120,11 +120,11 @@ def to_onnx(
             "calibration must be images (N, C, H, W) for precision='int8', and None for others"
         )
     opset = _opset(opset, precision)
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {path.parent}")
+    path = new_file(path)
     sizes = Sizes(image_size, dynamic_batch, dynamic_size)
     description = describe(model, precision, preprocessing, labels)
+    if not dynamic_size:
+        description = description.of_size(sizes.plane)
     module, example = plain_module(
         model,
         chosen,
@@ -133,28 +133,40 @@ def to_onnx(
         float32_io=float32_io,
         example_input=example_input,
     )
-    checked: dict[str, Tensor] = {}
-    if calibration is None:
-        checked["random"] = random_images(example)
-    else:
-        # Noise is outside of what int8 was calibrated for.
-        checked["calibration"] = calibration[:_CHECKED]
+    if calibration is not None:
+        calibration = as_images("calibration", calibration, example, sizes)
+    if images is not None:
+        images = as_images("images", images, example, sizes)
+    checked = {"random": random_images(example)}
+    for other in sizes.others(example, module.stem.weight.shape[2:]):
+        checked[f"random {tuple(other.shape)}"] = random_images(other)
     if images is None and calibration is None:
         images = photographs(example, description.preprocessing)
-    if images is not None:
-        checked["real"] = images
+    real = {} if images is None else {"real": images}
     layers: Mapping[str, Any] = {}
     # Made under its final name, which external data refers to, in a folder that goes if it fails.
     with tempfile.TemporaryDirectory(prefix=".onnx-", dir=path.parent) as folder:
         made = Path(folder) / path.name
-        _write(module, example, made, sizes, opset, description, external_data)
-        if calibration is not None:
+        external = _is_external(module, external_data)
+        # What is quantised is saved again: only then in the form that was asked for.
+        _write(module, example, made, sizes, opset, description, external and calibration is None)
+        if calibration is None:
+            checks = check_file(made, model, example, checked | real, precision)
+        else:
+            # Before it is quantised: noise is outside of what it is calibrated for.
+            check_file(made, model, example, checked, "fp32")
             from convmixer_fast.export.onnx_quantize import quantize
 
             layers = quantize(
-                made, calibration, calibration_method, target, depthwise=quantize_depthwise
+                made,
+                calibration,
+                calibration_method,
+                target,
+                depthwise=quantize_depthwise,
+                external_data=external,
             )
-        checks = check_file(made, model, example, checked, precision)
+            known = {"calibration": calibration[:_CHECKED]}
+            checks = check_file(made, model, example, known | real, precision)
         report = OnnxReport(
             path=path,
             precision=precision,
@@ -166,10 +178,15 @@ def to_onnx(
             checks=checks,
             layers=layers,
         )
-        (path.parent / f"{path.name}.data").unlink(missing_ok=True)  # of an earlier export
-        for file in sorted(Path(folder).iterdir(), reverse=True):  # weights first
-            file.replace(path.parent / file.name)
+        _publish(Path(folder), path)
     return report
+
+
+def _publish(folder: Path, path: Path) -> None:
+    """Move what was made to its place, weights first; those of an earlier export go."""
+    (path.parent / f"{path.name}.data").unlink(missing_ok=True)
+    for file in sorted(folder.iterdir(), reverse=True):
+        file.replace(path.parent / file.name)
 
 
 def _need(*modules: str) -> None:
@@ -196,6 +213,13 @@ def _opset(opset: int | None, precision: str) -> int:
     return opset
 
 
+def _is_external(module: nn.Module, external_data: bool | None) -> bool:
+    if external_data is not None:
+        return external_data
+    tensors = [*module.parameters(), *module.buffers()]
+    return sum(t.numel() * t.element_size() for t in tensors) >= _EXTERNAL_BYTES
+
+
 def _write(
     module: nn.Module,
     example: Tensor,
@@ -203,12 +227,15 @@ def _write(
     sizes: Sizes,
     opset: int,
     description: Description,
-    external_data: bool | None,
+    external_data: bool,
 ) -> None:
-    count = output_count(module, example)
-    names = ["logits"] if count == 1 else [f"output_{i}" for i in range(count)]
+    shapes = output_shapes(module, example)
+    if len(shapes) == 1 and len(shapes[0]) == 2:
+        description.check_classes(shapes[0][1])
+    several = [f"output_{index}" for index in range(len(shapes))]
+    names = ["logits"] if len(shapes) == 1 else several
     stem: Any = module.stem
-    with _quiet(), torch.inference_mode(False), torch.no_grad(), tracing():
+    with tracing(), _quiet(), torch.inference_mode(False), torch.no_grad():
         program = torch.onnx.export(
             module,
             (example,),
@@ -225,9 +252,6 @@ def _write(
     _name_nodes(program.model.graph)
     program.model.metadata_props.update(description.properties())
     program.model.doc_string = f"{description.model}, by convmixer_fast"
-    if external_data is None:
-        tensors = [*module.parameters(), *module.buffers()]
-        external_data = sum(t.numel() * t.element_size() for t in tensors) >= _EXTERNAL_BYTES
     program.save(path, external_data=external_data)
 
 

@@ -39,7 +39,13 @@ class LayerError:
 
 
 def quantize(
-    path: Path, calibration: Tensor, method: str, target: str, *, depthwise: bool
+    path: Path,
+    calibration: Tensor,
+    method: str,
+    target: str,
+    *,
+    depthwise: bool,
+    external_data: bool,
 ) -> dict[str, LayerError]:
     """Quantise the convolutions of a float32 file, in place.
 
@@ -53,20 +59,18 @@ def quantize(
         method: a name of :data:`METHODS`.
         target: ``"onnxruntime"`` or ``"tensorrt"``.
         depthwise: whether the depthwise convolutions are quantised too.
+        external_data: whether weights are to be a file of their own.
 
     Returns:
         The error of each quantised convolution, by the name of its node, on the calibration images.
 
     Raises:
-        ValueError: ``method`` is unknown, or ``calibration`` is no batch of images.
+        ValueError: ``method`` is unknown, or there are fewer images than a fixed batch has.
     """
     if method not in METHODS:
         raise ValueError(
             f"calibration_method must be one of {', '.join(map(repr, METHODS))}, got {method!r}"
         )
-    if not isinstance(calibration, Tensor) or calibration.dim() != 4 or len(calibration) == 0:
-        found = tuple(calibration.shape) if isinstance(calibration, Tensor) else calibration
-        raise ValueError(f"calibration must be images (N, C, H, W), at least one, got {found!r}")
     import onnx
 
     ort: Any = quantization
@@ -101,6 +105,8 @@ def quantize(
         )
         errors = _layer_errors(path, made, calibration[: batch or 1], chosen)
         made.replace(path)
+    if external_data:
+        onnx.save(onnx.load(path), path, save_as_external_data=True, location=f"{path.name}.data")
     return errors
 
 
@@ -117,14 +123,14 @@ class _Reader(quantization.CalibrationDataReader):
     """Gives ONNX Runtime's calibration its images, batch by batch."""
 
     def __init__(self, images: Tensor, batch: int | None) -> None:
-        size = batch or min(_BATCH, len(images))
+        # Of one size: the histograms' calibration puts them side by side.
+        size = batch or next(n for n in range(_BATCH, 0, -1) if len(images) % n == 0)
         if len(images) < size:
             raise ValueError(
                 f"calibration must be at least one batch of {size} images, got {len(images)}"
             )
         # What is left of a fixed batch is not used.
-        whole = len(images) // size * size if batch else len(images)
-        self._batches = iter(images[:whole].float().split(size))
+        self._batches = iter(images[: len(images) // size * size].split(size))
 
     def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
         """Return one batch; None at the end."""

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from convmixer_fast.export.forms import Form
 from convmixer_fast.export.rescale import scales_forward
@@ -20,8 +21,8 @@ class PlainConvMixer(nn.Module):
     """What a :class:`FoldedConvMixer` computes, in one of the forms of :mod:`forms`.
 
     In 16 bits convolutions and activations are of that dtype; scale, shift, the residual sum,
-    pooling and the classifier are of float32: eager BatchNorm's are, and a channel that hardly
-    varies has a large scale, which would lose its digits.
+    pooling and the classifier (not a head of the source's own) are of float32: eager BatchNorm's
+    are, and a channel that hardly varies has a large scale, which would lose its digits.
 
     Args:
         folded: the folded form; its tensors are copied where they change.
@@ -70,14 +71,20 @@ class PlainConvMixer(nn.Module):
         if self.preprocess is not None:
             x, *rest = self.preprocess(x)
             extras = tuple(rest)
-        features = self.layers(self.stem(x))
+        # The source's own code may have its own idea of the dtype.
+        features = self.layers(self.stem(x.to(self.dtype)))
         if self.source_head is not None:
-            return self.source_head(features, *extras)
+            outputs = self.source_head(features, *extras)
+            return pytree.tree_map(_to_float32, outputs) if self.float32_io else outputs
         # Wide, because it costs next to nothing.
         out = POOLS[self.pool](features if self.pool == "" else features.float())
         if self.classifier is not None:
             out = self.classifier(out.float())
         return out.float() if self.float32_io else out.to(self.dtype)
+
+
+def _to_float32(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 class _Block(nn.Module):
@@ -133,11 +140,11 @@ def _norm(kind: str, channels: int, scale: Tensor | None, shift: Tensor | None) 
     shift = torch.zeros_like(like) if shift is None else shift
     norm: nn.Module
     if kind == "depthwise":
-        norm = nn.Conv2d(channels, channels, 1, groups=channels, dtype=like.dtype)
+        norm = nn.Conv2d(channels, channels, 1, groups=channels, device="cpu", dtype=like.dtype)
         norm.weight = nn.Parameter(scale[:, None, None, None])
     else:
         # Mean 0 and variance 1: nothing is left of BatchNorm's own algebra.
-        norm = nn.BatchNorm2d(channels, eps=0.0, dtype=like.dtype)
+        norm = nn.BatchNorm2d(channels, eps=0.0, device="cpu", dtype=like.dtype)
         norm.weight = nn.Parameter(scale)
     norm.bias = nn.Parameter(shift)
     return norm

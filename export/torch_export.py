@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from convmixer_fast.export.checks import Check, check_outputs, photographs, random_images
+from convmixer_fast.export.checks import (
+    Check,
+    as_images,
+    check_outputs,
+    new_file,
+    photographs,
+    random_images,
+)
 from convmixer_fast.export.forms import FORMS
 from convmixer_fast.export.trace import DTYPES, Sizes, plain_module, tracing
 from convmixer_fast.optimize import optimize
@@ -63,7 +70,7 @@ def to_torch_export(
         ValueError: an argument is none of its values.
         MismatchError: the file does not compute what the model does.
     """
-    path = Path(path)
+    path = new_file(path)
     if path.suffix != ".pt2":
         raise ValueError(f"path must end in .pt2, got {path}")
     if ops not in ("plain", "fused") or (aot_inductor and ops != "plain"):
@@ -77,7 +84,8 @@ def to_torch_export(
         model, FORMS["batch_norm"], dtype, sizes, example_input=example_input
     )
     # A single patch is a case of its own for torch.export.
-    least = [2 * side for side in module.stem.weight.shape[2:]]
+    patch = module.stem.weight.shape[2:]
+    least = [2 * side for side in patch]
     if dynamic_size and any(s < n for s, n in zip(sizes.plane, least, strict=True)):
         raise ValueError(
             f"image_size must be at least two patches, {least[0]} x {least[1]}, where sizes are "
@@ -101,9 +109,11 @@ def to_torch_export(
                 torch.export.save(program, made)
                 loaded = torch.export.load(made).module()
             batches = {"random": random_images(example)}
+            for other in sizes.others(example, patch):
+                batches[f"random {tuple(other.shape)}"] = random_images(other)
             real = photographs(example, None) if images is None else images
             if real is not None:
-                batches["real"] = real
+                batches["real"] = as_images("images", real, example, sizes)
             checks = check_outputs(
                 lambda x: pytree.tree_leaves(loaded(x)), model, example, batches, precision
             )

@@ -1,6 +1,7 @@
 """From a model to a plain module that an exporter can trace, and what the tracing needs to know."""
 
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from convmixer_fast.recognize import recognize
 from convmixer_fast.spec import SizeCondition
 from convmixer_fast.tracing import unwrap
 
-__all__ = ["DTYPES", "Sizes", "output_count", "plain_module", "tracing"]
+__all__ = ["DTYPES", "Sizes", "output_shapes", "plain_module", "tracing"]
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """Precisions by the name that exporters take."""
@@ -45,7 +46,8 @@ class Sizes:
     def __post_init__(self) -> None:
         size = self.image_size
         pair = (size, size) if isinstance(size, int) else size
-        wrong = len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair)
+        wrong = not isinstance(pair, tuple | list | torch.Size) or len(pair) != 2
+        wrong = wrong or not all(isinstance(side, int) and side > 0 for side in pair)
         if isinstance(size, bool) or wrong:
             raise ValueError(
                 f"image_size must be a number of pixels, or height and width, got {size!r}"
@@ -74,6 +76,19 @@ class Sizes:
             dims[2] = torch.export.Dim("height", min=least[0])
             dims[3] = torch.export.Dim("width", min=least[1])
         return (dims,)
+
+    def others(self, example: Tensor, patch: Sequence[int]) -> Iterator[Tensor]:
+        """Yield zeros in other sizes that the export takes, where some are open.
+
+        What depends on a size, in the model's own code, may be traced for one alone.
+        """
+        if self.dynamic_batch:
+            yield example.new_zeros(3, *example.shape[1:])
+        if self.dynamic_size:
+            height, width = self.plane
+            batch = 1 if self.dynamic_batch else len(example)
+            sides = height + patch[0] + 1, width + 2 * patch[1] + 1
+            yield example.new_zeros(batch, example.shape[1], *sides)
 
     def check_open(self, dims: Sequence[object]) -> None:
         """Check that what was asked to be open is open in what was traced.
@@ -148,15 +163,22 @@ def plain_module(
             )
         module = PlainConvMixer(fold(spec, dtype), form, float32_io=float32_io).cpu()
         # What stands before the stem may change the channels: those of the example, or a guess.
-        channels = [stem_channels, 3, 1] if example_input is None else [example_input.shape[1]]
+        channels = [*dict.fromkeys((stem_channels, 3, 1))]
+        if example_input is not None:
+            channels = [example_input.shape[1]]
         wanted = torch.float32 if float32_io else dtype
         return module, _accepted(module, [sizes.example(c, wanted) for c in channels])
 
 
-def output_count(module: nn.Module, example: Tensor) -> int:
-    """Return how many tensors a module returns. Nothing is computed."""
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), tracing():
-        return len(pytree.tree_leaves(module(torch.empty_like(example))))
+def output_shapes(module: nn.Module, example: Tensor) -> list[tuple[int, ...]]:
+    """Return the shapes of what a module returns. Nothing is computed."""
+    with tracing(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        outputs = pytree.tree_leaves(module(torch.empty_like(example)))
+        return [tuple(output.shape) for output in outputs]
+
+
+_TRACING = threading.RLock()
+"""PyTorch's exporters, and what is done to keep them quiet, are no matter for several threads."""
 
 
 @contextlib.contextmanager
@@ -166,20 +188,25 @@ def tracing() -> Iterator[None]:
     Stem, layers and a plain head can be traced: it is the model's own code around them.
     """
     try:
-        yield
+        # Autocast would become a part of what is traced.
+        with _TRACING, torch.autocast("cpu", enabled=False), torch.device("cpu"):
+            yield
     except Exception as error:  # PyTorch's have no class in common
-        first = next(iter(str(error).splitlines()), "")
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        first = next(iter(str(cause).splitlines()), "")
         raise UnsupportedModelError(
             f"PyTorch cannot trace the model's own code before its stem or in its head "
-            f"({type(error).__name__}: {first}), as an export must; export the model without it"
+            f"({type(cause).__name__}: {first}), as an export must; export the model without it"
         ) from error
 
 
 def _accepted(module: nn.Module, examples: list[Tensor]) -> Tensor:
-    for example in examples[:-1]:
+    for example in examples:
         try:
-            output_count(module, example)
+            output_shapes(module, example)
         except UnsupportedModelError:  # these are not its channels
             continue
         return example
-    return examples[-1]
+    return examples[0]  # whose error is the likeliest to be the true one

@@ -17,6 +17,10 @@ _TYPES = {
     "FLOAT": "TYPE_FP32",
     "FLOAT16": "TYPE_FP16",
     "BFLOAT16": "TYPE_BF16",
+    "DOUBLE": "TYPE_FP64",
+    "INT64": "TYPE_INT64",
+    "INT32": "TYPE_INT32",
+    "BOOL": "TYPE_BOOL",
     "float32": "TYPE_FP32",
     "float16": "TYPE_FP16",
     "bfloat16": "TYPE_BF16",
@@ -40,6 +44,8 @@ class _Model:
     max_batch: int | None
     """None where the batch is open without an end."""
     labels: tuple[str, ...]
+    weights: tuple[str, ...] = ()
+    """Files beside it that hold its weights."""
 
 
 def to_triton_server(
@@ -100,7 +106,15 @@ def to_triton_server(
         raise ValueError(
             f"preferred_batches must be at most max_batch, {batch}, got {list(preferred_batches)}"
         )
+    if device == "cpu" and any(tensor.data_type == "TYPE_BF16" for tensor in found.inputs):
+        raise ValueError("device='cpu' cannot serve bfloat16: ONNX Runtime has no such Conv there")
     names = tuple(labels) if labels is not None else found.labels
+    classes = found.outputs[0].dims[-1] if len(found.outputs[0].dims) == 2 else -1
+    if names and classes not in (-1, len(names)):
+        raise ValueError(f"expected {classes} labels, one for each class, got {len(names)}")
+    missing = [file for file in found.weights if not path.with_name(file).is_file()]
+    if missing:
+        raise FileNotFoundError(f"the weights of {path} are missing beside it: {missing}")
     backend, filename = _BACKENDS[path.suffix]
     config: dict[str, Any] = {
         "name": name,
@@ -121,15 +135,18 @@ def to_triton_server(
     folder = Path(repository) / name
     place = folder / str(version)
     place.mkdir(parents=True, exist_ok=True)
-    for source, target in (
-        (path, place / filename),
-        (path.with_name(f"{path.name}.data"), place / f"{path.name}.data"),
-    ):
-        if source.is_file():
-            _place(source.read_bytes(), target)
+    # What the model needs before the model: a server may be polling.
+    for file in found.weights:
+        _place(path.with_name(file).read_bytes(), place / file)
     if names:
         _place("".join(f"{label}\n" for label in names).encode(), folder / "labels.txt")
     _place(_text(config).encode(), folder / "config.pbtxt")
+    _place(path.read_bytes(), place / filename)
+    if not names:
+        (folder / "labels.txt").unlink(missing_ok=True)
+    for file in place.iterdir():  # of an earlier export of this version
+        if file.name not in (filename, *found.weights):
+            file.unlink()
     return folder
 
 
@@ -169,8 +186,10 @@ def _max_batch(found: _Model, wanted: int | None) -> int:
 
 
 def _tensor(tensor: _Tensor, batch: int) -> dict[str, Any]:
-    dims = tensor.dims[1:] if batch > 0 else tensor.dims
-    return {"name": tensor.name, "data_type": _Name(tensor.data_type), "dims": list(dims)}
+    dims = list(tensor.dims[1:] if batch > 0 else tensor.dims)
+    entry = {"name": tensor.name, "data_type": _Name(tensor.data_type), "dims": dims or [1]}
+    # The server has no tensors without a dimension.
+    return entry if dims else {**entry, "reshape": {"shape": _Name("[]")}}
 
 
 def _instances(count: int, device: str, gpus: Sequence[int]) -> dict[str, Any]:
@@ -181,7 +200,12 @@ def _instances(count: int, device: str, gpus: Sequence[int]) -> dict[str, Any]:
 def _read_onnx(path: Path) -> _Model:
     import onnx
 
-    model = onnx.load(path, load_external_data=False)
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's, which has no public name
+        raise ValueError(f"{path} is no ONNX file: {error}") from error
+    if not model.graph.input or not model.graph.output:
+        raise ValueError(f"{path} is no ONNX model: it has no input or no output")
 
     def tensors(values: Sequence[Any]) -> tuple[_Tensor, ...]:
         found = []
@@ -189,12 +213,26 @@ def _read_onnx(path: Path) -> _Model:
             kind = value.type.tensor_type
             dims = tuple(dim.dim_value or -1 for dim in kind.shape.dim)
             dtype = onnx.TensorProto.DataType.Name(kind.elem_type)
+            if dtype not in _TYPES:
+                raise ValueError(f"{value.name} is of type {dtype}, which is not supported here")
             found.append(_Tensor(value.name, _TYPES[dtype], dims))
         return tuple(found)
 
     properties = {entry.key: entry.value for entry in model.metadata_props}
     labels = read_description(properties).labels
-    return _Model(tensors(model.graph.input), tensors(model.graph.output), None, labels)
+    weights = {
+        entry.value
+        for tensor in model.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return _Model(
+        tensors(model.graph.input),
+        tensors(model.graph.output),
+        None,
+        labels,
+        tuple(sorted(weights)),
+    )
 
 
 def _read_engine(path: Path) -> _Model:

@@ -4,6 +4,7 @@ import collections
 import copy
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -178,6 +179,84 @@ class FixedSize(nn.Module):
         return x * 2
 
 
+class Cropped(nn.Module):
+    """Its size is a constant of what PyTorch's exporter traces, without a word."""
+
+    def forward(self, x):
+        return x[:, :, : int(x.shape[2] * 0.875)]
+
+
+def test_other_sizes_are_checked(tmp_path):
+    model = nn.Sequential(Cropped(), model_of())
+    path = tmp_path / "model.onnx"
+    with pytest.raises(MismatchError, match=r"on random \(1, 3, 37, 41\) images"):
+        to_onnx(model, path, image_size=32, dynamic_size=True)
+    assert not list(tmp_path.iterdir())
+    to_onnx(model, path, image_size=32)
+    assert error_of(path, model, torch.randn(3, 3, 32, 32)) <= LIMITS["fp32"]
+
+
+@pytest.mark.parametrize("name", ["two-heads", "segmentation-head"])
+def test_float32_outside_of_a_head_of_its_own(name, tmp_path):
+    variation = VARIATIONS[name]
+    path = tmp_path / "model.onnx"
+    to_onnx(
+        variation.model(), path, image_size=variation.shape[2:], precision="fp16", float32_io=True
+    )
+    outputs = onnxruntime.InferenceSession(path).get_outputs()
+    assert {output.type for output in outputs} == {"tensor(float)"}
+
+
+def test_in_threads_and_under_autocast(tmp_path, capsys):
+    models = [model_of() for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [
+            pool.submit(to_onnx, model, tmp_path / f"{index}.onnx", image_size=16)
+            for index, model in enumerate(models)
+        ]
+        for job in jobs:
+            job.result()
+    print("still here")
+    assert capsys.readouterr().out == "still here\n"
+    with torch.autocast("cpu"):
+        to_onnx(models[0], tmp_path / "autocast.onnx", image_size=16)
+    assert error_of(tmp_path / "autocast.onnx", models[0], torch.randn(1, 3, 16, 16)) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(2, 3, 20, 16), r"tensor of images \(N, 3, 16, 16\).* got \(2, 3, 20, 16\)"),
+        (torch.zeros(0, 3, 16, 16), "N at least 1"),
+        (torch.zeros(3, 16, 16), r"got \(3, 16, 16\)"),
+        (np.zeros((2, 3, 16, 16)), "got ndarray"),
+        (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), "finite floating-point numbers.*uint8"),
+        (torch.full((2, 3, 16, 16), float("nan")), "float32 with NaN or infinities"),
+    ],
+    ids=["size", "none", "rank", "array", "bytes", "nan"],
+)
+def test_images_are_checked(images, message, tmp_path):
+    with pytest.raises(ValueError, match=f"images must be .*{message}"):
+        to_onnx(model_of(), tmp_path / "model.onnx", image_size=16, images=images)
+    with pytest.raises(ValueError, match=f"calibration must be .*{message}"):
+        to_onnx(
+            *(model_of(), tmp_path / "model.onnx"),
+            image_size=16,
+            precision="int8",
+            calibration=images,
+        )
+
+
+def test_models_that_cast(tmp_path):
+    class Cast(nn.Module):
+        def forward(self, x):
+            return x.float() * 2
+
+    model = nn.Sequential(Cast(), model_of())
+    with pytest.raises(UnsupportedModelError, match="does not run in float64"):
+        to_onnx(model, tmp_path / "model.onnx", image_size=16)
+
+
 def test_half_precision_inside_alone(tmp_path):
     model = model_of()
     path = tmp_path / "model.onnx"
@@ -231,8 +310,15 @@ def test_metadata(tmp_path):
     to_onnx(model, path, image_size=16, preprocessing=given)
     found = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert json.loads(found["preprocessing"])["mean"] == [0.5]
-    with pytest.raises(ValueError, match="expected 7 labels, one for each class, got 2"):
-        to_onnx(model, path, image_size=16, labels=["a", "b"])
+    for wrapped in (model, nn.Sequential(nn.Identity(), model)):
+        with pytest.raises(ValueError, match="expected 7 labels, one for each class, got 2"):
+            to_onnx(wrapped, path, image_size=16, labels=["a", "b"])
+    with pytest.raises(ValueError, match="labels must be a list of names"):
+        to_onnx(model, path, image_size=16, labels="abcdefg")
+    to_onnx(nn.DataParallel(model), path, image_size=20)
+    found = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert found["model"] == "convmixer_24_2"
+    assert json.loads(found["preprocessing"])["image_size"] == 20  # what the file takes
 
 
 def test_nodes_are_named_by_their_modules_and_tell_nothing_else(tmp_path):
@@ -248,7 +334,9 @@ def test_nodes_are_named_by_their_modules_and_tell_nothing_else(tmp_path):
 def test_given_images_are_compared(tmp_path):
     images = torch.randn(3, 3, 16, 16)
     report = to_onnx(model_of(), tmp_path / "model.onnx", image_size=16, images=images)
-    assert [(check.images, check.count) for check in report.checks] == [("random", 2), ("real", 3)]
+    assert [(check.images, check.count) for check in report.checks] == [
+        *(("random", 2), ("random (3, 3, 16, 16)", 3), ("real", 3))
+    ]
     assert all(check.same_top1 == 1 for check in report.checks)
 
 
@@ -307,6 +395,8 @@ def test_options_are_checked(options, message, tmp_path):
 
 
 def test_no_folder_and_no_convmixer(tmp_path):
+    with pytest.raises(IsADirectoryError, match="name the file to write"):
+        to_onnx(model_of(), tmp_path, image_size=16)
     with pytest.raises(FileNotFoundError, match=f"there is no folder {re.escape(str(tmp_path))}"):
         to_onnx(model_of(), tmp_path / "no" / "model.onnx", image_size=16)
     with pytest.raises(UnsupportedModelError, match="pass the one it was made from"):

@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 
 from convmixer_fast.digits import digits_model, held_out_digits, training_digits
+from convmixer_fast.errors import MismatchError
 from convmixer_fast.export import to_onnx
 
 
@@ -97,6 +98,41 @@ def test_error_of_layers(digits, tmp_path):
     assert not math.isnan(both.layers["layers.0.depthwise/Conv"].result_db)
 
 
+@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
+@pytest.mark.parametrize("count", [1, 17, 100])
+def test_any_number_of_images(digits, method, count, tmp_path):
+    model, calibration, *_ = digits
+    to_onnx(
+        *(model, tmp_path / "model.onnx"),
+        image_size=8,
+        precision="int8",
+        calibration=calibration[:count],
+        calibration_method=method,
+    )
+
+
+def test_weights_of_their_own(digits, tmp_path):
+    report, accuracy = export(digits, tmp_path / "model.onnx", external_data=True)
+    assert accuracy > 0.99
+    sizes = {file.name: file.stat().st_size for file in tmp_path.iterdir()}
+    assert set(sizes) == {"model.onnx", "model.onnx.data"}
+    assert sum(sizes.values()) == report.bytes
+    tensors = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph.initializer
+    assert any(tensor.external_data and tensor.data_type == 3 for tensor in tensors)  # INT8
+
+
+def test_what_is_not_the_model_any_more_is_refused(digits, tmp_path):
+    model, calibration, *_ = digits
+    with pytest.raises(MismatchError, match="on real images"):
+        to_onnx(
+            *(model, tmp_path / "model.onnx"),
+            image_size=8,
+            precision="int8",
+            calibration=calibration[:32] * 1e-3,
+            images=calibration[:32],
+        )
+
+
 def test_a_fixed_batch(digits, tmp_path):
     model, calibration, _, images = digits
     path = tmp_path / "model.onnx"
@@ -117,8 +153,7 @@ def test_a_fixed_batch(digits, tmp_path):
     ("options", "message"),
     [
         ({"calibration_method": "best"}, "calibration_method must be one of 'minmax'.*got 'best'"),
-        ({"calibration": torch.zeros(8, 8)}, r"calibration must be images .* got \(8, 8\)"),
-        ({"calibration": torch.zeros(0, 1, 8, 8)}, r"at least one, got \(0, 1, 8, 8\)"),
+        ({"calibration": torch.zeros(8, 8)}, r"calibration must be a tensor .* got \(8, 8\)"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

@@ -104,6 +104,49 @@ def test_external_weights_come_along(model, tmp_path):
     assert session.run(None, {"images": x.numpy()})[0].shape == (1, 3)
 
 
+def test_what_an_earlier_export_left_goes(model, exported, tmp_path):
+    path = tmp_path / "model.onnx"
+    to_onnx(model, path, image_size=16, external_data=True, labels=["a", "b", "c"])
+    folder = to_triton_server(path, tmp_path / "models")
+    (tmp_path / "model.onnx.data").rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=r"weights of .* are missing"):
+        to_triton_server(path, tmp_path / "models")
+    to_onnx(model, path, image_size=16)
+    to_triton_server(path, tmp_path / "models")
+    assert [file.name for file in (folder / "1").iterdir()] == ["model.onnx"]
+    assert not (folder / "labels.txt").exists()
+
+
+def test_outputs_of_other_types_and_ranks(tmp_path):
+    from torch import nn
+
+    class Class(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            return self.model(x).argmax(1)
+
+    inner = randomize(Architecture(8, 1, 3, 4, "gelu", 3, 3).build())
+    to_onnx(Class(inner), tmp_path / "model.onnx", image_size=16)
+    (out,) = read(to_triton_server(tmp_path / "model.onnx", tmp_path / "models")).output
+    assert (out.data_type, list(out.dims)) == (9, [1])  # TYPE_INT64
+    assert out.HasField("reshape")
+
+
+def test_bfloat16_and_what_is_no_model(model, tmp_path):
+    path = tmp_path / "model.onnx"
+    to_onnx(model, path, image_size=16, precision="bf16")
+    assert read(to_triton_server(path, tmp_path / "models")).input[0].data_type == 14  # TYPE_BF16
+    with pytest.raises(ValueError, match="device='cpu' cannot serve bfloat16"):
+        to_triton_server(path, tmp_path / "models", device="cpu")
+    for content in (b"", b"no model"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="is no ONNX"):
+            to_triton_server(path, tmp_path / "models")
+
+
 def test_an_engine(tmp_path):
     plan = tmp_path / "model.plan"
     plan.write_bytes(b"an engine")
@@ -127,6 +170,7 @@ def test_an_engine(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"labels": ["a"]}, "expected 3 labels, one for each class, got 1"),
         ({"name": "a/b"}, "name must be the name of a folder, got 'a/b'"),
         ({"version": 0}, "version must be at least 1, got 0"),
         ({"instances": 0}, "instances must be at least 1, got 0"),
