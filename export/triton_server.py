@@ -144,9 +144,9 @@ def to_triton_server(
     _place(path.read_bytes(), place / filename)
     if not names:
         (folder / "labels.txt").unlink(missing_ok=True)
-    for file in place.iterdir():  # of an earlier export of this version
-        if file.name not in (filename, *found.weights):
-            file.unlink()
+    for left in place.iterdir():  # of an earlier export of this version
+        if left.name not in (filename, *found.weights):
+            left.unlink()
     return folder
 
 
