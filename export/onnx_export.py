@@ -97,7 +97,8 @@ def to_onnx(
         float32_io: whether 16-bit files take and return float32.
         external_data: whether weights are a file of their own; None decides by size.
         calibration: int8: images (N, C, H, W) as the model takes them, some hundred.
-        calibration_method: int8: ``"minmax"``, ``"percentile"`` or ``"entropy"``.
+        calibration_method: int8: ``"minmax"``, ``"percentile"`` or ``"entropy"``; the last two hold
+            what is quantised of all images in memory.
         quantize_depthwise: int8: whether depthwise convolutions are quantised too.
         images: to check with, (N, C, H, W); None takes scikit-learn's two photographs where it is
             installed and the model has 3 channels.

@@ -158,7 +158,13 @@ class OnnxModule(nn.Module):
             raise ValueError(f"{self.path.name} takes images ({wanted}), got {tuple(x.shape)}")
 
     def _run_on_cpu(self, x: Tensor) -> list[Tensor]:
-        found = self._session.run(self._outputs, {self._input: x.detach().contiguous().numpy()})
+        given = {self._input: x.detach().contiguous().numpy()}
+        try:
+            found = self._session.run(self._outputs, given)
+        except Exception as error:  # its errors have no common class but this one
+            raise ValueError(
+                f"ONNX Runtime cannot run {self.path.name} on images {tuple(x.shape)}: {error}"
+            ) from error
         return [torch.from_numpy(values) for values in found]
 
     def _run_on_gpu(self, x: Tensor) -> list[Tensor]:

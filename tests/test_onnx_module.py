@@ -97,6 +97,13 @@ def test_bad_input(exported):
             module(torch.randn(shape))
 
 
+def test_smaller_than_a_patch(tmp_path):
+    model = randomize(Architecture(8, 1, 3, 4, "gelu", 3, 5).build())
+    to_onnx(model, tmp_path / "model.onnx", image_size=8, dynamic_size=True)
+    with pytest.raises(ValueError, match=r"cannot run model.onnx on images \(1, 3, 2, 8\)"):
+        OnnxModule(tmp_path / "model.onnx")(torch.zeros(1, 3, 2, 8))
+
+
 def test_what_cannot_be_opened(exported, tmp_path, monkeypatch):
     _, path = exported
     with pytest.raises(FileNotFoundError, match="no ONNX file at"):
