@@ -24,6 +24,10 @@ ROOT = Path(__file__).parent
 SOURCES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.cpp"))
 HEADERS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.h"))
 
+WINGS = ["commands", "models", "recognition", "runtime"]
+# Sub-packages whose folders stand beside the package's own.
+BESIDE = ["benchmarks", "export", "kernels"]
+
 COMPILE_FLAGS = [
     "-std=c++17",
     "-O3",
@@ -101,17 +105,10 @@ def run_quietly(command, **kwargs):
 
 
 setup(
-    packages=[
-        "convmixer_fast",
-        "convmixer_fast.kernels",
-        "convmixer_fast.export",
-        "convmixer_fast.benchmarks",
-    ],
+    packages=["convmixer_fast", *(f"convmixer_fast.{name}" for name in WINGS + BESIDE)],
     package_dir={
         "convmixer_fast": "convmixer_fast",
-        "convmixer_fast.kernels": "kernels",
-        "convmixer_fast.export": "export",
-        "convmixer_fast.benchmarks": "benchmarks",
+        **{f"convmixer_fast.{name}": name for name in BESIDE},
     },
     include_package_data=False,  # otherwise the folder data/ is taken for a package
     package_data={"convmixer_fast": ["py.typed", "*.pyi", "data/*"]},

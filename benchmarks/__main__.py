@@ -85,7 +85,7 @@ def tune(
     """Time every tile of the Triton kernels on a GPU, and print the rows for their tables."""
     # They need Triton, which not every machine has.
     from convmixer_fast.benchmarks.tune import published_problems, sweep_row, sweep_table, title
-    from convmixer_fast.sweep import sweep
+    from convmixer_fast.runtime.sweep import sweep
 
     if not torch.cuda.is_available():
         raise ValueError("tune needs a CUDA device: torch.cuda.is_available() is False")

@@ -35,8 +35,8 @@ from convmixer_fast.benchmarks.runs import (
     default_output,
 )
 from convmixer_fast.benchmarks.subjects import Case
-from convmixer_fast.published import Architecture
-from convmixer_fast.randomize import randomize
+from convmixer_fast.models.published import Architecture
+from convmixer_fast.models.randomize import randomize
 
 __all__ = ["BASE", "SWEEP", "growth"]
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-import convmixer_fast
-from convmixer_fast.backends import backend_info
+from convmixer_fast import _version
+from convmixer_fast.runtime.backends import backend_info
 
 __all__ = ["Environment", "environment"]
 
@@ -95,7 +95,7 @@ def environment(device: torch.device) -> Environment:
         else "",
         system=f"{platform.system()} {platform.machine()}",
         python=sys.version.split()[0],
-        versions={"convmixer_fast": convmixer_fast.__version__, **versions},
+        versions={"convmixer_fast": _version.__version__, **versions},
         backends={row.name: row.detail if row.live else "" for row in backend_info()},
         commit=_commit(),
         source=_digest(),
@@ -140,7 +140,7 @@ def _commit() -> str:
 
 def _digest() -> str:
     digest = hashlib.sha256()
-    package = Path(convmixer_fast.__file__).parent
+    package = Path(_version.__file__).parent
     folders = [package, *(_ROOT / name for name in ("kernels", "csrc", "benchmarks"))]
     files = {
         path

@@ -15,8 +15,8 @@ from convmixer_fast.benchmarks.model_cases import convmixer_case, named_case, sc
 from convmixer_fast.benchmarks.op_cases import depthwise_case, patch_embed_case, pointwise_case
 from convmixer_fast.benchmarks.runs import Run
 from convmixer_fast.benchmarks.subjects import Case
-from convmixer_fast.published import Architecture
-from convmixer_fast.randomize import randomize
+from convmixer_fast.models.published import Architecture
+from convmixer_fast.models.randomize import randomize
 
 __all__ = ["RESTART", "micro_cases", "model_cases", "rehearsal_cases"]
 

@@ -22,25 +22,25 @@ __all__ = ["DEVICE_TESTS", "SMALL_TESTS", "main"]
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("tests", "micro", "model", "build")
 DEVICE_TESTS = [
-    "tests/test_triton_models.py",
-    "tests/test_triton_kernels.py",
-    "tests/test_triton_configs.py",
-    "tests/test_trunk.py",
-    "tests/test_cuda_graphs.py",
+    "tests/kernels/test_triton_models.py",
+    "tests/kernels/test_triton_kernels.py",
+    "tests/kernels/test_triton_configs.py",
+    "tests/kernels/test_trunk.py",
+    "tests/runtime/test_cuda_graphs.py",
     "tests/test_ops.py",
-    "tests/test_sweep.py",
-    "tests/test_tuning.py",
-    "tests/test_tensorrt_export.py",
-    "tests/test_onnx_module.py",
-    "tests/test_demo.py",
+    "tests/runtime/test_sweep.py",
+    "tests/runtime/test_tuning.py",
+    "tests/export/test_tensorrt_export.py",
+    "tests/export/test_onnx_module.py",
+    "tests/commands/test_demo.py",
     "-m",
     "cuda or device",
 ]
 """pytest's arguments for all that runs on a GPU where there is one: files by name, so that one
 that cannot be imported stops no other."""
 SMALL_TESTS = [
-    "tests/test_triton_kernels.py",
-    "tests/test_triton_configs.py",
+    "tests/kernels/test_triton_kernels.py",
+    "tests/kernels/test_triton_configs.py",
     "-k",
     "test_odd_shape or test_one_position or test_patches or test_tma",
 ]

@@ -15,12 +15,12 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
+from convmixer_fast.accuracy import LIMITS, relative_error
 from convmixer_fast.benchmarks.memory import cache_bytes, peak_memory
 from convmixer_fast.benchmarks.providers import Provider
 from convmixer_fast.benchmarks.results import ResultFile, Row
 from convmixer_fast.benchmarks.subjects import Case, Subject
 from convmixer_fast.timing import Measure, cuda_events, interleave, wall_clock
-from convmixer_fast.verify import LIMITS, relative_error
 
 __all__ = ["DeviceLostError", "Settings", "run_cases"]
 

@@ -10,11 +10,11 @@ from torch import nn
 
 from convmixer_fast.benchmarks.subjects import Case, Subject
 from convmixer_fast.benchmarks.work import Step, Work, counted_flops, model_steps
-from convmixer_fast.digits import digits_model
+from convmixer_fast.models.digits import digits_model
+from convmixer_fast.models.published import PUBLISHED, Architecture
+from convmixer_fast.models.randomize import randomize
 from convmixer_fast.optimize import optimize
-from convmixer_fast.published import PUBLISHED, Architecture
-from convmixer_fast.randomize import randomize
-from convmixer_fast.recognize import recognize
+from convmixer_fast.recognition.recognize import recognize
 
 __all__ = ["MODELS", "SCALE", "convmixer_case", "import_timm", "named_case", "scale_case"]
 

@@ -8,11 +8,11 @@ from torch import nn
 from convmixer_fast.benchmarks.subjects import Case, Subject
 from convmixer_fast.benchmarks.work import Work, block_step
 from convmixer_fast.folding import fold
-from convmixer_fast.fused import DepthwiseBlock, PatchEmbed, PointwiseBlock
-from convmixer_fast.model import ConvMixer
-from convmixer_fast.published import Architecture
-from convmixer_fast.randomize import randomize
-from convmixer_fast.recognize import recognize
+from convmixer_fast.models.convmixer import ConvMixer
+from convmixer_fast.models.published import Architecture
+from convmixer_fast.models.randomize import randomize
+from convmixer_fast.recognition.recognize import recognize
+from convmixer_fast.runtime.blocks import DepthwiseBlock, PatchEmbed, PointwiseBlock
 from convmixer_fast.spec import FoldedBlock, FoldedConvMixer
 
 __all__ = ["OPS", "depthwise_case", "patch_embed_case", "pointwise_case"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from convmixer_fast.benchmarks.results import ResultFile, Row, by_case
 from convmixer_fast.benchmarks.tables import number
-from convmixer_fast.digits import need
+from convmixer_fast.optional import need
 
 __all__ = ["PICTURES", "THEMES", "draw", "save_pictures"]
 
@@ -102,7 +102,7 @@ def draw(results: ResultFile, picture: str, theme: str, suffix: str) -> bytes | 
         "xtick.color": colors.text,
         "ytick.color": colors.text,
     }
-    with need("matplotlib").rc_context(style):
+    with need("matplotlib", "drawing pictures", "bench").rc_context(style):
         figure = PICTURES[picture](results, colors)
         if figure is None:
             return None
@@ -123,7 +123,9 @@ def _conditions(results: ResultFile) -> str:
 
 
 def _figure(width: float, height: float) -> Any:
-    return need("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
+    return need("matplotlib.figure", "drawing pictures", "bench").Figure(
+        figsize=(width, height), layout="constrained"
+    )
 
 
 def _throughput(results: ResultFile, theme: Theme) -> Any:
@@ -248,7 +250,9 @@ def _growth(results: ResultFile, theme: Theme) -> Any:
         axes_of_one.set(xscale="log", yscale="log", xlabel=_AXES[axis])
         axes_of_one.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
         axes_of_one.set_xticks([], minor=True)
-        axes_of_one.yaxis.set_major_locator(need("matplotlib.ticker").LogLocator(subs=(1, 2, 5)))
+        axes_of_one.yaxis.set_major_locator(
+            need("matplotlib.ticker", "drawing pictures", "bench").LogLocator(subs=(1, 2, 5))
+        )
         axes_of_one.yaxis.set_major_formatter("{x:g}")
         axes_of_one.yaxis.set_minor_formatter("")
         axes_of_one.grid(True, linewidth=0.5)

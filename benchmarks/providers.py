@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convmixer_fast import backends
 from convmixer_fast.benchmarks import runtimes
 from convmixer_fast.benchmarks.subjects import Case, Subject
 from convmixer_fast.export.forms import FORMS
+from convmixer_fast.runtime import backends
 
 __all__ = ["PROVIDERS", "Provider", "choose"]
 
@@ -166,7 +166,7 @@ def _fused(subject: Subject, backend: str = "triton", **options: Any) -> nn.Modu
 
 def _in_chunks(subject: Subject, example: Tensor) -> Call:
     """Compute as many images at a time as should stay in the L2 cache."""
-    from convmixer_fast.tuning import chunks_to_try, l2_bytes  # needs Triton
+    from convmixer_fast.runtime.tuning import chunks_to_try, l2_bytes  # needs Triton
 
     features, _, patch_h, patch_w = next(_fused(subject).parameters()).shape
     positions = example.shape[2] // patch_h * (example.shape[3] // patch_w)

@@ -12,7 +12,7 @@ from convmixer_fast.benchmarks import (
 )
 from convmixer_fast.benchmarks.model_cases import SCALE, named_case, scale_case
 from convmixer_fast.benchmarks.subjects import Case
-from convmixer_fast.published import PUBLISHED
+from convmixer_fast.models.published import PUBLISHED
 
 __all__ = ["standard_cases"]
 

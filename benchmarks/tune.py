@@ -10,7 +10,7 @@ from rich.table import Table
 
 from convmixer_fast.kernels.pointwise_tma import TmaTile
 from convmixer_fast.kernels.tuned import Problem
-from convmixer_fast.sweep import Sweep
+from convmixer_fast.runtime.sweep import Sweep
 
 __all__ = ["published_problems", "sweep_row", "sweep_table", "title"]
 

@@ -12,10 +12,8 @@ from pathlib import Path as _Path
 if not (_Path(__file__).parent / "kernels").is_dir():
     __path__.append(str(_Path(__file__).parent.parent))
 
-from convmixer_fast import errors, export, ops
+from convmixer_fast import _former_paths, errors, export, ops
 from convmixer_fast._version import __version__
-from convmixer_fast.backends import BackendStatus, backend_info
-from convmixer_fast.checkpoint import load
 from convmixer_fast.errors import (
     BackendUnavailableError,
     CheckpointError,
@@ -24,10 +22,14 @@ from convmixer_fast.errors import (
     UnsupportedModelError,
 )
 from convmixer_fast.folding import fold
-from convmixer_fast.fused import FusedConvMixer
-from convmixer_fast.model import ConvMixer
+from convmixer_fast.models.checkpoint import load
+from convmixer_fast.models.convmixer import ConvMixer
 from convmixer_fast.optimize import optimize
-from convmixer_fast.recognize import recognize
+from convmixer_fast.recognition.recognize import recognize
+from convmixer_fast.runtime.backends import BackendStatus, backend_info
+from convmixer_fast.runtime.fused import FusedConvMixer
+
+_former_paths.install()
 
 __all__ = [
     "BackendStatus",

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convmixer_fast.ops import DTYPES
 from convmixer_fast.spec import (
+    DTYPES,
     BatchNorm,
     Block,
     ConvMixerSpec,
@@ -47,7 +47,7 @@ def fold(spec: ConvMixerSpec, dtype: torch.dtype | None = None) -> FoldedConvMix
         The folded form; it shares no memory with ``spec``.
 
     Raises:
-        TypeError: ``dtype``, or that of the weights, is none of :data:`ops.DTYPES`.
+        TypeError: ``dtype``, or that of the weights, is none of :data:`spec.DTYPES`.
     """
     weights = spec.stem.weight.dtype if dtype is None else dtype
     if weights not in DTYPES:

@@ -2,7 +2,7 @@
 
 Each op is a ``torch.library`` custom op in the namespace ``convmixer_fast``, so
 that ``torch.compile`` and ``torch.export`` keep it whole, and runs on one of the
-backends of :mod:`convmixer_fast.backends`. Arguments are checked here, once;
+backends of :mod:`convmixer_fast.runtime.backends`. Arguments are checked here, once;
 launchers and kernels trust them.
 
 Shapes: N images, C channels, H x W positions, K the depthwise kernel's side,
@@ -16,14 +16,12 @@ contiguous (N, C, H, W) whatever the memory format of ``x``. Under autocast,
 import torch
 from torch import Tensor
 
-from convmixer_fast import backends
 from convmixer_fast.errors import InferenceOnlyError
 from convmixer_fast.reference import ACTIVATIONS
+from convmixer_fast.runtime import backends
+from convmixer_fast.spec import DTYPES
 
 __all__ = ["DTYPES", "depthwise_block", "patch_embed", "pointwise_block"]
-
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-"""What ``x`` and ``weight`` may be."""
 
 
 def depthwise_block(

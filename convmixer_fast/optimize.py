@@ -6,12 +6,12 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from convmixer_fast import backends
 from convmixer_fast.errors import UnsupportedModelError
 from convmixer_fast.folding import fold
-from convmixer_fast.fused import FusedConvMixer
-from convmixer_fast.recognize import recognize
-from convmixer_fast.tracing import unwrap
+from convmixer_fast.recognition.recognize import recognize
+from convmixer_fast.recognition.tracing import unwrap
+from convmixer_fast.runtime import backends
+from convmixer_fast.runtime.fused import FusedConvMixer
 
 __all__ = ["optimize"]
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "DTYPES",
     "BatchNorm",
     "Block",
     "ConvMixerSpec",
@@ -24,6 +25,10 @@ __all__ = [
     "Layer",
     "SizeCondition",
 ]
+
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""What weights and activations may be."""
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,16 @@
 """Does an optimized model compute what the original does? Measured against float64."""
 
-import contextlib
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
+from convmixer_fast.accuracy import LIMITS, ieee_float32, relative_error
 from convmixer_fast.optimize import optimize
 
 __all__ = ["LIMITS", "Comparison", "passed", "relative_error", "verify"]
-
-LIMITS = {torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""Largest error of an optimized model's outputs, relative to the largest output."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +81,7 @@ def verify(
         for shape in shapes:
             generator = torch.Generator().manual_seed(seed)
             images = torch.randn(shape, generator=generator).to(device, dtype)
-            with torch.inference_mode(), _ieee_float32():
+            with torch.inference_mode(), ieee_float32():
                 # The float64 model sees the rounded images, and keeps the weights unrounded.
                 truth = exact(images.double())
                 yield Comparison(
@@ -95,33 +90,3 @@ def verify(
                     relative_error(original(images), truth),
                     relative_error(optimized(images), truth),
                 )
-
-
-def relative_error(found: object, truth: object) -> float:
-    """Return the largest difference over the largest magnitude of ``truth``, over all tensors.
-
-    Both may be any structure of tensors (tuples, dictionaries ...) of the same form. A NaN
-    in either is an error of NaN, which is within no limit.
-    """
-    errors = [0.0]
-    for value, expected in zip(pytree.tree_leaves(found), pytree.tree_leaves(truth), strict=True):
-        assert isinstance(value, Tensor)
-        difference = (value.double() - expected.double()).abs().max()
-        largest = expected.double().abs().max()
-        errors.append(float(difference / largest if difference != 0 else difference))
-    # Python's max() passes over a NaN; PyTorch's does not.
-    return float(torch.tensor(errors, dtype=torch.float64).max())
-
-
-@contextlib.contextmanager
-def _ieee_float32() -> Iterator[None]:
-    """Let float32 be float32: on a GPU PyTorch's convolutions use TF32 by default."""
-    cudnn: Any = torch.backends.cudnn
-    # Written through the older switch, because PyTorch refuses to read that one where it
-    # does not agree with the newer ones; read through a newer one, which never refuses.
-    before = cudnn.conv.fp32_precision == "tf32"
-    cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        cudnn.allow_tf32 = before

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from convmixer_fast import ConvMixer
-from convmixer_fast.digits import Digits, held_out_digits, split_digits, training_digits
+from convmixer_fast.models.digits import Digits, held_out_digits, split_digits, training_digits
 
 DIM, DEPTH, KERNEL_SIZE, PATCH_SIZE = 64, 4, 5, 1
 EPOCHS, BATCH_SIZE, PEAK_LR, WEIGHT_DECAY, LABEL_SMOOTHING = 40, 64, 0.01, 0.05, 0.1

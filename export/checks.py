@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from convmixer_fast.accuracy import relative_error
 from convmixer_fast.errors import MismatchError, UnsupportedModelError
 from convmixer_fast.export.trace import Sizes
-from convmixer_fast.images import crop, to_input
-from convmixer_fast.published import Preprocessing
-from convmixer_fast.verify import relative_error
+from convmixer_fast.models.images import crop, to_input
+from convmixer_fast.models.preprocessing import Preprocessing
 
 __all__ = ["LIMITS", "Check", "as_images", "check_outputs", "new_file", "photographs"]
 __all__ += ["random_images"]

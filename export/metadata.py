@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from convmixer_fast._version import __version__
-from convmixer_fast.published import Preprocessing
-from convmixer_fast.tracing import unwrap
+from convmixer_fast.models.preprocessing import Preprocessing
+from convmixer_fast.recognition.tracing import unwrap
 
 __all__ = ["Description", "describe", "preprocessing_of", "read_description"]
 

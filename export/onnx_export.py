@@ -21,7 +21,7 @@ from convmixer_fast.export.forms import choose_form
 from convmixer_fast.export.metadata import Description, describe
 from convmixer_fast.export.onnx_check import check_file
 from convmixer_fast.export.trace import DTYPES, Sizes, output_shapes, plain_module, tracing
-from convmixer_fast.published import Preprocessing
+from convmixer_fast.models.preprocessing import Preprocessing
 
 __all__ = ["OnnxReport", "to_onnx"]
 

@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from convmixer_fast.export.forms import Form
 from convmixer_fast.export.rescale import scales_forward
-from convmixer_fast.model import POOLS
+from convmixer_fast.models.convmixer import POOLS
 from convmixer_fast.reference import ACTIVATIONS
 from convmixer_fast.spec import FoldedBlock, FoldedConvMixer, Head
 

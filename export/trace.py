@@ -15,10 +15,10 @@ from convmixer_fast.errors import UnsupportedModelError
 from convmixer_fast.export.forms import Form
 from convmixer_fast.export.plain import PlainConvMixer
 from convmixer_fast.folding import fold
-from convmixer_fast.fused import FusedConvMixer
-from convmixer_fast.recognize import recognize
+from convmixer_fast.recognition.recognize import recognize
+from convmixer_fast.recognition.tracing import unwrap
+from convmixer_fast.runtime.fused import FusedConvMixer
 from convmixer_fast.spec import SizeCondition
-from convmixer_fast.tracing import unwrap
 
 __all__ = ["DTYPES", "Sizes", "output_shapes", "plain_module", "tracing"]
 

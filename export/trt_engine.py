@@ -15,11 +15,11 @@ from convmixer_fast.export import trt_bindings
 from convmixer_fast.export.trt_build import Build, TensorInfo, write_atomically
 from convmixer_fast.export.trt_network import DepthwiseOp, plain_head
 from convmixer_fast.folding import fold
-from convmixer_fast.fused import FusedConvMixer
-from convmixer_fast.published import Preprocessing
-from convmixer_fast.recognize import recognize
+from convmixer_fast.models.preprocessing import Preprocessing
+from convmixer_fast.recognition.recognize import recognize
+from convmixer_fast.recognition.tracing import unwrap
+from convmixer_fast.runtime.fused import FusedConvMixer
 from convmixer_fast.spec import FoldedConvMixer
-from convmixer_fast.tracing import unwrap
 
 __all__ = ["EngineReport", "TensorInfo", "metadata_path", "to_tensorrt"]
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convmixer_fast.cuda_graphs import CudaGraphs
 from convmixer_fast.errors import BackendUnavailableError, InferenceOnlyError
 from convmixer_fast.export import trt_bindings
 from convmixer_fast.export.trt_bindings import Log, torch_dtype
 from convmixer_fast.export.trt_engine import metadata_path
+from convmixer_fast.runtime.cuda_graphs import CudaGraphs
 
 __all__ = ["Streams", "TensorRTModule"]
 
@@ -83,7 +83,7 @@ class TensorRTModule(nn.Module):
             An engine is code: load none that you would not run.
         device: a CUDA device; None for the current one.
         cuda_graph: whether an input shape's work is captured in a CUDA graph when it comes
-            again, and then launched at once; see :class:`convmixer_fast.cuda_graphs.CudaGraphs`.
+            again, and then launched at once; see :class:`runtime.cuda_graphs.CudaGraphs`.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -1,6 +1,6 @@
 """What a sweep on a device has chosen for a network: tiles, and how many images at a time.
 
-Plain data, made by :mod:`convmixer_fast.tuning`.
+Plain data, made by :mod:`convmixer_fast.runtime.tuning`.
 """
 
 import logging

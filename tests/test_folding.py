@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from convmixer_fast import FusedConvMixer, fold, recognize
-from convmixer_fast.randomize import randomize
+from convmixer_fast.accuracy import relative_error
+from convmixer_fast.models.randomize import randomize
 from convmixer_fast.spec import FoldedConvMixer, Head
-from convmixer_fast.verify import relative_error
 from tests.zoo import VARIATIONS, locuslab
 
 

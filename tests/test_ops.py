@@ -6,13 +6,14 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convmixer_fast import BackendUnavailableError, InferenceOnlyError, backends, ops
+from convmixer_fast import BackendUnavailableError, InferenceOnlyError, ops
 from convmixer_fast.reference import (
     ACTIVATIONS,
     depthwise_block_ref,
     patch_embed_ref,
     pointwise_block_ref,
 )
+from convmixer_fast.runtime import backends
 from tests.tolerances import TOL
 
 pytestmark = pytest.mark.device

@@ -17,14 +17,14 @@ from convmixer_fast import (
     FusedConvMixer,
     InferenceOnlyError,
     UnsupportedModelError,
-    backends,
     fold,
     optimize,
     recognize,
 )
-from convmixer_fast.published import PUBLISHED
-from convmixer_fast.randomize import randomize
-from convmixer_fast.verify import relative_error
+from convmixer_fast.accuracy import relative_error
+from convmixer_fast.models.published import PUBLISHED
+from convmixer_fast.models.randomize import randomize
+from convmixer_fast.runtime import backends
 from tests.timm_models import timm_convmixer, timm_model
 from tests.tolerances import TOL
 from tests.zoo import VARIATIONS, Trunk

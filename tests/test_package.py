@@ -4,13 +4,11 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
-from pathlib import Path
 
 import pytest
 
-from convmixer_fast import backends
-
-ROOT = Path(__file__).parent.parent
+from convmixer_fast.runtime import backends
+from tests.paths import ROOT
 
 
 def python(code, cwd=ROOT, **environment):

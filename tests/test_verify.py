@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from convmixer_fast import ConvMixer
-from convmixer_fast.randomize import randomize
-from convmixer_fast.verify import Comparison, relative_error, verify
+from convmixer_fast.accuracy import relative_error
+from convmixer_fast.models.randomize import randomize
+from convmixer_fast.verify import Comparison, verify
 from convmixer_fast.verify import passed as accepts
 
 NAN = float("nan")

@@ -25,7 +25,7 @@ TOL: dict[torch.dtype, dict[str, Any]] = {
 }
 
 # Whole models: largest difference from the float64 model with unrounded weights, over its largest
-# output. Interpreted, worst of tests/test_triton_models.py: float32 2.4e-7 (margin 4), float16
+# output. Interpreted, worst of test_triton_models.py: float32 2.4e-7 (margin 4), float16
 # 8.6e-4 (margin 2; eager's own 8.7e-4), bfloat16 2.6e-2 (margin 1.5; eager's own 7.8e-3: the
 # interpreter truncates to bfloat16 instead of rounding, always towards 0, and layers add up).
 # On a device an error is besides held to twice eager's.

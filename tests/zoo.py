@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from convmixer_fast import ConvMixer
-from convmixer_fast.randomize import randomize
+from convmixer_fast.models.randomize import randomize
 
 
 class LocusResidual(nn.Module):

@@ -1,0 +1,1 @@
+"""The command ``convmixer-fast`` and what it shows."""

@@ -1,0 +1,262 @@
+"""The command ``convmixer-fast export``: onnx, tensorrt, pt2, triton-server."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from convmixer_fast.models.checkpoint import read_checkpoint
+from convmixer_fast.models.images import (
+    find_images,
+    load_image,
+    parse_labels,
+    read_labels,
+)
+from convmixer_fast.models.named_models import find_model, stem_shape
+from convmixer_fast.models.preprocessing import Preprocessing, preprocessing_from_metadata
+
+__all__ = ["export_app"]
+
+export_app = typer.Typer(
+    help="Write a model for other runtimes: ONNX, TensorRT, torch.export, Triton Inference Server.",
+    no_args_is_help=True,
+)
+_out = Console()
+
+Model = Annotated[
+    str, typer.Argument(help="A checkpoint file, dim/depth/kernel/patch, or a timm name.")
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="The file to write.")]
+Size = Annotated[
+    int | None, typer.Option(min=1, help="Side of the images; else the checkpoint's, or 224.")
+]
+Activation = Annotated[
+    str | None, typer.Option(help="gelu, gelu_tanh or relu, where nothing else tells.")
+]
+Pretrained = Annotated[bool, typer.Option("--pretrained", help="timm's trained weights.")]
+FixedBatch = Annotated[bool, typer.Option("--fixed-batch", help="For one image at a time.")]
+AnySize = Annotated[bool, typer.Option("--any-size", help="Leave height and width open.")]
+
+
+@export_app.command()
+def onnx(
+    model: Model,
+    output: Output,
+    precision: Annotated[str, typer.Option(help="fp32, fp16, bf16 or int8.")] = "fp32",
+    target: Annotated[str, typer.Option(help="onnxruntime or tensorrt.")] = "onnxruntime",
+    image_size: Size = None,
+    fixed_batch: FixedBatch = False,
+    any_size: AnySize = False,
+    opset: Annotated[int | None, typer.Option(help="Of ONNX; else 20, for bf16 22.")] = None,
+    float32_io: Annotated[
+        bool, typer.Option("--float32-io", help="16 bits inside, float32 outside.")
+    ] = False,
+    calibration: Annotated[
+        list[Path] | None, typer.Option(help="int8: images, or folders of them.")
+    ] = None,
+    calibration_method: Annotated[
+        str, typer.Option(help="int8: minmax, percentile or entropy.")
+    ] = "minmax",
+    quantize_depthwise: Annotated[
+        bool, typer.Option("--quantize-depthwise", help="int8: depthwise convolutions too.")
+    ] = False,
+    labels: Annotated[Path | None, typer.Option(help="Class names: one a line, or JSON.")] = None,
+    activation: Activation = None,
+    pretrained: Pretrained = False,
+) -> None:
+    """Write an ONNX file of standard operators, checked by ONNX Runtime."""
+    from convmixer_fast.export import to_onnx
+
+    module, size, prepare, names = _read(model, activation, pretrained, image_size, labels)
+    images = None if calibration is None else _load(calibration, prepare, size, module)
+    report = to_onnx(
+        module,
+        output,
+        image_size=size,
+        precision=precision,
+        dynamic_batch=not fixed_batch,
+        dynamic_size=any_size,
+        opset=opset,
+        target=target,
+        float32_io=float32_io,
+        calibration=images,
+        calibration_method=calibration_method,
+        quantize_depthwise=quantize_depthwise,
+        preprocessing=prepare,
+        labels=names,
+    )
+    if report.layers:
+        table = Table("layer", "weight dB", "rounding dB", "result dB")
+        for name, error in report.layers.items():
+            values = (error.weight_db, error.rounding_db, error.result_db)
+            table.add_row(name, *(f"{value:.1f}" for value in values))
+        _out.print(table)
+    _show(report.path, report.checks)
+
+
+@export_app.command()
+def pt2(
+    model: Model,
+    output: Output,
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
+    ops: Annotated[str, typer.Option(help="plain, or fused: this package's ops.")] = "plain",
+    aot_inductor: Annotated[
+        bool, typer.Option("--aot-inductor", help="Compile it for this machine's CPU.")
+    ] = False,
+    image_size: Size = None,
+    fixed_batch: FixedBatch = False,
+    any_size: AnySize = False,
+    activation: Activation = None,
+    pretrained: Pretrained = False,
+) -> None:
+    """Write a .pt2 file by torch.export."""
+    from convmixer_fast.export import to_torch_export
+
+    module, size, *_ = _read(model, activation, pretrained, image_size, None)
+    report = to_torch_export(
+        module,
+        output,
+        image_size=size,
+        precision=precision,
+        dynamic_batch=not fixed_batch,
+        dynamic_size=any_size,
+        ops=ops,
+        aot_inductor=aot_inductor,
+    )
+    _show(report.path, report.checks)
+
+
+@export_app.command()
+def tensorrt(
+    model: Annotated[str, typer.Argument(help="As for the others, or an .onnx file.")],
+    output: Output,
+    precision: Annotated[str | None, typer.Option(help="fp32, fp16 or bf16; else fp16.")] = None,
+    image_size: Size = None,
+    min_batch: Annotated[int, typer.Option(min=1)] = 1,
+    opt_batch: Annotated[int | None, typer.Option(min=1)] = None,
+    max_batch: Annotated[int, typer.Option(min=1)] = 32,
+    workspace: Annotated[
+        int | None, typer.Option(min=1, help="Bytes that TensorRT may use.")
+    ] = None,
+    timing_cache: Annotated[Path | None, typer.Option(help="Read, and written again.")] = None,
+    version_compatible: Annotated[bool, typer.Option("--version-compatible")] = False,
+    plugins: Annotated[str, typer.Option(help="none, or triton: our depthwise kernel.")] = "none",
+    capability: Annotated[
+        int | None, typer.Option(help="Of the GPU for plugins, 90 for 9.0; else this one's.")
+    ] = None,
+    activation: Activation = None,
+    pretrained: Pretrained = False,
+) -> None:
+    """Build a TensorRT engine, on the GPU that it is for."""
+    from convmixer_fast.export import to_tensorrt
+
+    source: Any = Path(model)
+    options: dict[str, Any] = {"image_size": image_size or 224}
+    if not model.endswith(".onnx"):
+        source, size, prepare, _ = _read(model, activation, pretrained, image_size, None)
+        options = {"image_size": size, "preprocessing": prepare}
+    if precision is not None:
+        options["precision"] = precision
+    report = to_tensorrt(
+        source,
+        output,
+        min_batch=min_batch,
+        opt_batch=opt_batch,
+        max_batch=max_batch,
+        workspace=workspace,
+        timing_cache=timing_cache,
+        version_compatible=version_compatible,
+        plugins=plugins,
+        capability=capability,
+        **options,
+    )
+    _out.print(f"wrote {report.path}, {report.bytes / 2**20:.1f} MiB, in {report.seconds:.0f} s")
+
+
+@export_app.command("triton-server")
+def triton_server(
+    model: Annotated[Path, typer.Argument(help="An .onnx file, or a .plan engine.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The model repository.")],
+    name: Annotated[str, typer.Option(help="Of the model there.")] = "convmixer",
+    version: Annotated[int, typer.Option(min=1)] = 1,
+    max_batch: Annotated[int | None, typer.Option(min=1, help="Else 64, or the engine's.")] = None,
+    preferred_batches: Annotated[str, typer.Option(help="Comma-separated.")] = "",
+    max_delay_us: Annotated[
+        int, typer.Option(min=0, help="That a request waits for others.")
+    ] = 500,
+    instances: Annotated[int, typer.Option(min=1, help="Copies that run at once.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, gpu or cpu.")] = "auto",
+    labels: Annotated[
+        Path | None, typer.Option(help="Class names; else those in the file.")
+    ] = None,
+) -> None:
+    """Write a model repository for NVIDIA's Triton Inference Server."""
+    from convmixer_fast.export import to_triton_server
+
+    sizes = preferred_batches.split(",") if preferred_batches else []
+    if not all(size.strip().isdigit() for size in sizes):
+        raise ValueError(f"--preferred-batches must be like 8,16, got {preferred_batches!r}")
+    folder = to_triton_server(
+        model,
+        output,
+        name=name,
+        version=version,
+        max_batch=max_batch,
+        preferred_batches=[int(size) for size in sizes],
+        max_delay_us=max_delay_us,
+        instances=instances,
+        device=device,
+        labels=None if labels is None else read_labels(labels),
+    )
+    _out.print(f"wrote {folder}", markup=False, soft_wrap=True)
+
+
+def _read(
+    name: str,
+    activation: str | None,
+    pretrained: bool,
+    image_size: int | None,
+    labels: Path | None,
+) -> tuple[nn.Module, int, Preprocessing | None, list[str] | None]:
+    """Return the model, its images' size, how they are prepared and its labels, if known."""
+    from convmixer_fast.export.metadata import preprocessing_of
+
+    model, _ = find_model(name, activation, pretrained)
+    metadata = read_checkpoint(name).metadata if Path(name).is_file() else {}
+    prepare = None
+    if {"mean", "std"} & set(metadata):
+        prepare = preprocessing_from_metadata(metadata)
+    prepare = prepare or preprocessing_of(getattr(model, "pretrained_cfg", None) or {})
+    size = image_size or (prepare or preprocessing_from_metadata(metadata)).image_size
+    names = None
+    if labels is not None:
+        names = read_labels(labels)
+    elif "labels" in metadata:
+        names = parse_labels(metadata["labels"], "the checkpoint's metadata")
+    return model, size, prepare, names
+
+
+def _load(paths: list[Path], prepare: Preprocessing | None, size: int, model: nn.Module) -> Tensor:
+    channels, _ = stem_shape(model)
+    prepare = replace(prepare or Preprocessing(), image_size=size)
+    return torch.stack([load_image(path, prepare, channels) for path in find_images(paths)])
+
+
+def _show(path: Path, checks: Sequence[Any]) -> None:
+    for check in checks:
+        same = (
+            "" if check.same_top1 != check.same_top1 else f", top-1 {check.same_top1:.0%} the same"
+        )
+        _out.print(
+            f"{check.images} images ({check.count}): {check.error:.1e} of the largest output away "
+            f"from float64{same}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    _out.print(f"wrote {path}, {path.stat().st_size / 2**20:.1f} MiB", markup=False, soft_wrap=True)

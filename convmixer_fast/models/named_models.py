@@ -1,0 +1,58 @@
+"""The model that a user of the command line names: a file, an architecture, a published name."""
+
+from pathlib import Path
+
+from torch import nn
+
+from convmixer_fast.models.checkpoint import load
+from convmixer_fast.models.published import PUBLISHED, Architecture
+from convmixer_fast.models.randomize import randomize
+
+__all__ = ["find_model", "stem_shape"]
+
+
+def find_model(name: str, activation: str | None, pretrained: bool) -> tuple[nn.Module, bool]:
+    """Return the model that a user named, and whether its weights are trained.
+
+    Args:
+        name: a checkpoint file, ``dim/depth/kernel/patch``, or a name of timm's.
+        activation: where neither the file nor the name tells.
+        pretrained: whether timm is to load trained weights; else they are random.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    if Path(name).is_file():
+        return load(name, activation=activation), True
+    if name.count("/") == 3 and name.replace("/", "").isdigit():
+        dim, depth, kernel, patch = map(int, name.split("/"))
+        architecture = Architecture(dim, depth, kernel, patch, activation or "gelu")
+        return randomize(architecture.build()), False
+    if name in PUBLISHED and not pretrained:
+        return randomize(PUBLISHED[name].build()), False
+    try:
+        import timm
+    except (ImportError, RuntimeError) as error:
+        known = ", ".join(PUBLISHED)
+        remedy = (
+            "pip install 'convmixer-fast[timm]'"
+            if isinstance(error, ImportError)
+            else "the torchvision installed does not belong to this build of PyTorch"
+        )
+        raise ValueError(
+            f"{name!r} is no file, no dim/depth/kernel/patch and none of {known}, and timm, which "
+            f"might know it, cannot be imported ({error}): {remedy}"
+        ) from error
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{name!r} is no file, no dim/depth/kernel/patch, and timm: {error}"
+        ) from (error)
+    return (model.eval() if pretrained else randomize(model)), pretrained
+
+
+def stem_shape(model: nn.Module) -> tuple[int, int]:
+    """Return the channels of an image, and the side of a patch."""
+    weight = next(p for p in model.parameters() if p.dim() == 4)
+    return weight.shape[1], weight.shape[2]

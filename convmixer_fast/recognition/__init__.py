@@ -1,0 +1,1 @@
+"""Any ``nn.Module`` -> :class:`spec.ConvMixerSpec`, or the first place where it differs."""

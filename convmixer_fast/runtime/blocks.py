@@ -1,0 +1,95 @@
+"""The blocks of a fused network as modules: one fused op each, and the tensors that it takes.
+
+The tensors are parameters that require no gradient, so that ``.to()``, ``state_dict``,
+``deepcopy``, ``pickle`` and ``next(model.parameters()).device`` do what they do on any module.
+"""
+
+from collections.abc import Callable
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from convmixer_fast import ops
+from convmixer_fast.spec import FoldedBlock, FoldedLayer
+
+__all__ = ["DepthwiseBlock", "FusedBlock", "PatchEmbed", "PointwiseBlock", "fused_layer"]
+
+
+class FusedBlock(nn.Module):
+    """One fused op and the tensors that it takes."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    scale: nn.Parameter | None
+    shift: nn.Parameter | None
+
+    def __init__(self, block: FoldedBlock, backend: str) -> None:
+        super().__init__()
+        for name in ("weight", "bias", "scale", "shift"):
+            tensor = getattr(block, name)
+            parameter = None if tensor is None else nn.Parameter(tensor, requires_grad=False)
+            self.register_parameter(name, parameter)
+        self.activation = block.activation
+        self.backend = backend
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # .half() and .to(bfloat16) leave the per-channel vectors in float32: the kernels
+        # take them so, and rounding them would cost accuracy and save nothing.
+        def keep_vectors(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            if tensor.dim() == 1 and result.dtype in (torch.float16, torch.bfloat16):
+                return tensor.to(result.device, torch.float32)
+            return result
+
+        super()._apply(keep_vectors, recurse)
+        return self
+
+    def folded(self) -> FoldedBlock:
+        """Return the tensors as plain data; they are not copied."""
+        return FoldedBlock(self.weight, self.bias, self.scale, self.shift, self.activation)
+
+    def extra_repr(self) -> str:
+        """Return the weight's shape, the activation and the backend."""
+        shape = "x".join(map(str, self.weight.shape))
+        return f"{shape}, activation={self.activation!r}, backend={self.backend!r}"
+
+
+class PatchEmbed(FusedBlock):
+    """:func:`ops.patch_embed` on folded tensors."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, C_in, H, W) to (N, C_out, H // P_h, W // P_w)."""
+        return ops.patch_embed(
+            x, self.weight, self.bias, self.scale, self.shift,
+            activation=self.activation, backend=self.backend,
+        )  # fmt: skip
+
+
+class DepthwiseBlock(FusedBlock):
+    """:func:`ops.depthwise_block` on folded tensors, with the residual."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C, H, W)."""
+        return ops.depthwise_block(
+            x, self.weight, self.bias, self.scale, self.shift,
+            activation=self.activation, residual=True, backend=self.backend,
+        )  # fmt: skip
+
+
+class PointwiseBlock(FusedBlock):
+    """:func:`ops.pointwise_block` on folded tensors."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C_in, H, W) to (N, C_out, H, W)."""
+        return ops.pointwise_block(
+            x, self.weight, self.bias, self.scale, self.shift,
+            activation=self.activation, backend=self.backend,
+        )  # fmt: skip
+
+
+def fused_layer(layer: FoldedLayer, backend: str) -> nn.Sequential:
+    """Return the two blocks of a layer, in a row."""
+    return nn.Sequential(
+        DepthwiseBlock(layer.depthwise, backend), PointwiseBlock(layer.pointwise, backend)
+    )

@@ -1,0 +1,275 @@
+"""FusedConvMixer: the folded form as an ``nn.Module``, drop-in for the one it was made from."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from convmixer_fast.errors import InferenceOnlyError, UnsupportedModelError
+from convmixer_fast.models.convmixer import ConvMixerInterface, GlobalPool
+
+# Two are not used here: pickles made with 0.1 look for them in this module.
+from convmixer_fast.runtime.blocks import (
+    DepthwiseBlock,  # noqa: F401
+    PatchEmbed,
+    PointwiseBlock,  # noqa: F401
+    fused_layer,
+)
+from convmixer_fast.runtime.engine import Engine
+from convmixer_fast.spec import FoldedConvMixer, Head
+
+if TYPE_CHECKING:
+    from convmixer_fast.runtime.tuning import Tuning
+
+__all__ = ["FusedConvMixer"]
+
+
+class FusedConvMixer(ConvMixerInterface):
+    """A ConvMixer for inference: drop-in for the module that it was made from.
+
+    Made by :func:`convmixer_fast.optimize`. Takes and returns what the source module
+    does, in the same shapes and dtypes. The methods of timm's ConvMixer work on it;
+    those that need a plain head (global pooling, then at most one linear layer) say so
+    where the source has another one. Layers are ``blocks``; a layer that the source
+    shares between positions is one module at each of them.
+
+    Args:
+        folded: the folded form; its tensors are taken over, not copied.
+        backend: ``"auto"``, or one of :data:`backends.BACKENDS`.
+        cuda_graphs: see :func:`optimize`.
+        static_output: see :func:`optimize`.
+        chunk: see :func:`optimize`.
+    """
+
+    source_head: nn.Module | None
+    """The source's own head, where it is not a plain one; then ``head`` is not used."""
+
+    def __init__(
+        self,
+        folded: FoldedConvMixer,
+        backend: str = "auto",
+        *,
+        cuda_graphs: str | bool = "auto",
+        static_output: bool = False,
+        chunk: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.backend = backend
+        self.chunk = chunk
+        # In plain form, which can be unpickled where Triton is not installed. Replaced and not
+        # changed: copies may share it.
+        self._tuned: dict[Any, Any] = {}
+        self.cuda_graphs = cuda_graphs
+        self.static_output = static_output
+        self._engine = Engine()
+        self.conditions = folded.conditions
+        self.prefix = folded.prefix
+        self.preprocess = folded.preprocess
+        self.stem = PatchEmbed(folded.stem, backend)
+        modules: dict[int, nn.Module] = {}
+        for layer in folded.layers:
+            if id(layer) not in modules:
+                modules[id(layer)] = fused_layer(layer, backend)
+        self.blocks = nn.Sequential(*(modules[id(layer)] for layer in folded.layers))
+        last = folded.layers[-1].pointwise if folded.layers else folded.stem
+        self.in_chans = folded.stem.weight.shape[1]
+        self.num_features = last.weight.shape[0]
+        self.head_drop = nn.Identity()
+        if isinstance(folded.head, Head):
+            self.source_head = None
+            self._take_head(folded.head)
+        else:
+            self.source_head = folded.head
+            self.global_pool, self.head = GlobalPool(""), nn.Identity()
+            self.num_classes, self.head_hidden_size = 0, self.num_features
+        self.eval()
+
+    def _take_head(self, head: Head) -> None:
+        if head.weight is None:
+            self._set_head(head.global_pool, 0)
+            return
+        classes, features = head.weight.shape
+        linear = nn.Linear(features, classes, bias=False, device="meta")
+        linear.weight = nn.Parameter(head.weight, requires_grad=False)
+        if head.bias is not None:
+            linear.bias = nn.Parameter(head.bias, requires_grad=False)
+        self._set_head(head.global_pool, classes, linear)
+
+    def forward(self, x: Tensor) -> Any:
+        """Map images (N, in_chans, H, W) to what the source module returns for them.
+
+        Raises:
+            ValueError: the shape is wrong: not 4-D, other channels, smaller than a patch,
+                or a size for which the source computes something else than was recognised.
+            TypeError: the dtype is not that of the weights, and autocast is off.
+            InferenceOnlyError: the input requires a gradient.
+            BackendUnavailableError: the backend named at ``optimize`` cannot run the input.
+        """
+        x, *extras = self._enter(x)
+        found = self._engine.trunk(self, x)
+        if found is None:
+            features = super().forward_features(x)
+        else:
+            trunk, result = found
+            features = trunk(x, result)
+            if result == "logits":
+                return features
+            if result == "mean":
+                return self.head(self.head_drop(features))
+        if self.source_head is not None:
+            return self.source_head(features, *extras)
+        return super().forward_head(features)
+
+    def warmup(self, *shapes: Sequence[int]) -> None:
+        """Run zeros of each shape (N, in_chans, H, W): later calls have nothing to prepare.
+
+        On a GPU kernels are compiled (seconds) and CUDA graphs captured, on a CPU weights packed.
+        For servers, before the first request, and under the same autocast as later calls. Images
+        are contiguous and of the model's dtype: others, channels_last ones too, are other shapes.
+
+        Raises:
+            ValueError: a shape is none that the model takes.
+        """
+        weight: Any = self.stem.weight
+        with torch.no_grad():
+            for shape in shapes:
+                x = torch.zeros(tuple(shape), dtype=weight.dtype, device=weight.device)
+                for _ in range(2):  # a graph is captured when a shape comes again
+                    self(x)
+
+    def tune(
+        self,
+        example: Tensor,
+        *,
+        seconds: float = 2.0,
+        folder: str | Path | None = None,
+        progress: bool = True,
+    ) -> "Tuning":
+        """Measure on this GPU which tiles, and how many images at a time, suit inputs like this.
+
+        Takes minutes, most of them compiling, and keeps what it finds on disk, by device, driver,
+        versions and shapes: another process that calls this gets it at once. Without
+        it the tables of ``convmixer_fast.kernels`` choose; nothing is ever tuned unasked. Call it
+        under the same autocast as later calls. Copies of the module keep the choices.
+
+        Args:
+            example: an input batch (N, in_chans, H, W), on the GPU. Its shape and dtype count.
+            seconds: of timing for each kernel, and for the whole network.
+            folder: for the results; None for ``convmixer_fast`` in the user's cache folder.
+            progress: whether to show on the terminal what is going on.
+
+        Returns:
+            The choices, and the times of a whole call before and after.
+
+        Raises:
+            BackendUnavailableError: the example does not run on Triton, in one call.
+            RuntimeError: a kernel does not run or computes the wrong thing.
+        """
+        stem: Any = self.stem
+        x = self._enter(example)[0]
+        make_trunk, x = self._engine.bare_trunks(self, x)
+        from rich.console import Console
+
+        # Needs Triton, which is installed where there is something to tune.
+        from convmixer_fast.runtime.tuning import cache_folder, tune
+
+        terminal = Console(stderr=True, quiet=not progress)
+        with torch.no_grad(), terminal.status("tuning") as status:
+            found = tune(
+                make_trunk,
+                x,
+                width=stem.weight.shape[0],
+                seconds=seconds,
+                folder=cache_folder() if folder is None else Path(folder),
+                chunk=self.chunk,
+                graphs=self.cuda_graphs is not False,
+                report=lambda what: status.update(f"tuning: {what}"),
+            )
+        self._tuned = {**self._tuned, found.what_for: found.tuned.to_json()}
+        self._engine = Engine()
+        return found
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Map images (N, in_chans, H, W) to the last layer's output (N, num_features, H', W')."""
+        x = self._enter(x)[0]
+        found = self._engine.trunk(self, x)
+        return super().forward_features(x) if found is None else found[0](x, "features")
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Map features (N, num_features, H', W') to logits, or pooled features.
+
+        Raises:
+            UnsupportedModelError: the source's head is not pooling and one linear layer.
+        """
+        self._need_plain_head("forward_head")
+        return super().forward_head(x, pre_logits)
+
+    def forward_intermediates(
+        self, x: Tensor, *args: Any, **kwargs: Any
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Return the features and the outputs of chosen layers, as timm's method does."""
+        return super().forward_intermediates(self._enter(x)[0], *args, **kwargs)
+
+    def get_classifier(self) -> nn.Module:
+        """Return the linear layer of the head, or an ``nn.Identity`` where there is none."""
+        self._need_plain_head("get_classifier")
+        return super().get_classifier()
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the head by a newly initialised one; 0 classes leave the pooled features."""
+        if global_pool is None:
+            self._need_plain_head("reset_classifier without global_pool")
+        super().reset_classifier(num_classes, global_pool)
+        self.source_head = None
+        self.head.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode.
+
+        Raises:
+            InferenceOnlyError: ``mode`` is true.
+        """
+        if mode:
+            raise InferenceOnlyError(
+                "a FusedConvMixer cannot be trained: its BatchNorms are folded into the weights; "
+                "train the source model and optimize it again"
+            )
+        return super().train(False)
+
+    def _enter(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Check the image and prepare it: the stem's input, then what a source head takes."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"expected a tensor (N, C, H, W), got {type(x).__name__}")
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise InferenceOnlyError(
+                "a FusedConvMixer has no backward pass, and its input requires a gradient; call it "
+                "under torch.inference_mode() or torch.no_grad(), or detach the input"
+            )
+        if self.prefix is not None:
+            x = self.prefix(x)
+        if self.conditions and x.dim() == 4:
+            for condition in self.conditions:
+                if not condition.holds(x.shape[0], x.shape[2], x.shape[3]):
+                    raise ValueError(
+                        f"the source model's code looks at its input's size, and was recognised "
+                        f"for sizes where {condition.text}; this input is {tuple(x.shape)}. "
+                        "Pass optimize() an example_input of the size to be used"
+                    )
+        if self.preprocess is None:
+            return x, x
+        prepared: tuple[Tensor, ...] = self.preprocess(x)
+        return prepared
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._engine = Engine()
+        super()._apply(fn, recurse)
+        return self
+
+    def _need_plain_head(self, what: str) -> None:
+        if self.source_head is not None:
+            raise UnsupportedModelError(
+                f"{what} needs a head of global pooling and at most one linear layer, and the "
+                "source model has another one; call the module itself, or forward_features"
+            )

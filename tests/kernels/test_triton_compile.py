@@ -1,0 +1,97 @@
+"""Every configuration of every Triton kernel compiles, without a device, to good code.
+
+Each is compiled for compute capabilities 8.0, 9.0 and 10.0, some for AMD's gfx942, and its
+machine code inspected: nothing spilled, shared memory that the devices have, tensor cores where
+the product is one of 16-bit or TF32 operands, and for the kernels that ConvMixers run on, few
+instructions a result. What is counted is what :mod:`triton_compiler` compiles.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+from tests.kernels.triton_compiler import CASES, CUDA, Case, DirectTile, TmaTile, ToeplitzTile
+from tests.paths import ROOT
+
+pytestmark = pytest.mark.slow
+
+SMALLEST_SHARED = 99 * 1024
+"""What a block may use on the smallest supported devices, capabilities 8.6, 8.9 and 12.0."""
+HALF_SHARED = 113 * 1024
+"""With that, two programs share a multiprocessor of 228 KiB, less 1 KiB each."""
+TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
+PUBLISHED_REGISTERS = 128
+"""Of kernels up to 9 x 9: 16 single warps share a multiprocessor."""
+
+DEPTHWISE_INSTRUCTIONS = {"gelu": 27, "gelu_tanh": 24, "relu": 17}
+"""A result, K = 7, fp16, sm_90, 32 x 32: the bandwidth of an H100 leaves 39 (kernels/NOTES.md)."""
+POINTWISE_INSTRUCTIONS = {"gelu": 22, "gelu_tanh": 19, "relu": 13}
+"""A result, sm_90, the product's loop counted once: mostly epilogue."""
+
+RUNS = [(case, target) for case in CASES for target in case.targets]
+
+
+@pytest.fixture(scope="module")
+def reports() -> dict[str, dict[str, Any]]:
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.triton_compiler"],
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    found: dict[str, dict[str, Any]] = json.loads(result.stdout)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("case", "target"), RUNS, ids=[f"{case}-{target}" for case, target in RUNS]
+)
+def test_machine_code(case: Case, target: int | str, reports: dict[str, dict[str, Any]]) -> None:
+    report = reports[f"{case}-{target}"]
+    assert "error" not in report, report["error"]
+    if target not in CUDA:
+        assert report["size"] > 0
+        return
+    assert report["stack"] == 0, report
+    assert report["spills"] == 0, report
+    is_tma = isinstance(case.tile, TmaTile)
+    assert report["shared"] <= (HALF_SHARED if is_tma else SMALLEST_SHARED), report
+    if isinstance(case.tile, ToeplitzTile):
+        # The larger instructions of newer devices would take their operands from shared memory.
+        assert report["tensor_cores"] == ["HMMA"], report
+        if case.kernel_size <= 9 and case.side % 4 == 0:
+            assert report["registers"] <= PUBLISHED_REGISTERS, report
+    elif isinstance(case.tile, DirectTile) or (case.dtype, case.precision) == ("fp32", "ieee"):
+        assert report["tensor_cores"] == [], report
+    else:
+        assert TENSOR_CORES[int(target)] in report["tensor_cores"], report
+
+
+@pytest.mark.parametrize("activation", DEPTHWISE_INSTRUCTIONS)
+def test_depthwise_instructions(activation: str, reports: dict[str, dict[str, Any]]) -> None:
+    case = next(
+        case
+        for case in CASES
+        if isinstance(case.tile, ToeplitzTile)
+        and (case.kernel_size, case.activation) == (7, activation)
+    )
+    assert reports[f"{case}-90"]["per_result"] <= DEPTHWISE_INSTRUCTIONS[activation]
+
+
+@pytest.mark.parametrize("activation", POINTWISE_INSTRUCTIONS)
+def test_pointwise_instructions(activation: str, reports: dict[str, dict[str, Any]]) -> None:
+    case = next(
+        case for case in CASES if isinstance(case.tile, TmaTile) and case.activation == activation
+    )
+    report = reports[f"{case}-90"]
+    assert report["per_result"] <= POINTWISE_INSTRUCTIONS[activation]
+    # Two programs of 256 threads share the 65,536 registers of a multiprocessor.
+    assert report["registers"] <= 128
