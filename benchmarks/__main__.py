@@ -9,49 +9,35 @@ import torch
 import typer
 
 from convmixer_fast.benchmarks.compare import changes, compare_summary, compare_table
-from convmixer_fast.benchmarks.harness import Settings
+from convmixer_fast.benchmarks.options import Kept, Measured
 from convmixer_fast.benchmarks.plots import save_pictures
 from convmixer_fast.benchmarks.report import write_report
 from convmixer_fast.benchmarks.results import ResultFile, read_folder
-from convmixer_fast.benchmarks.runs import (
-    DeviceOption,
-    DtypesOption,
-    FreshOption,
-    OutputOption,
-    ProvidersOption,
-    Run,
-    SecondsOption,
-    chosen_dtypes,
-    default_device,
-    default_output,
-)
+from convmixer_fast.benchmarks.runs import Run
 from convmixer_fast.benchmarks.standard import standard_cases
 from convmixer_fast.benchmarks.tables import case_tables, summary_table, wide_console
 from convmixer_fast.errors import ConvMixerFastError
+from convmixer_fast.option_groups import takes
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 Folder = Annotated[Path, typer.Argument(help="A folder of results, or one JSON file.")]
 
 
 @app.command()
+@takes(Measured, seconds=12.0)
+@takes(Kept)
 def standard(
+    measured: Measured,
+    kept: Kept,
     minutes: Annotated[float, typer.Option(help="After which no further case is begun.")] = 13.5,
-    dtypes: DtypesOption = "auto",
-    providers: ProvidersOption = None,
-    device: DeviceOption = "auto",
-    seconds: SecondsOption = 12.0,
-    output: OutputOption = None,
-    fresh: FreshOption = False,
 ) -> None:
     """Measure models and ops in order of worth; then draw pictures and a report."""
-    deadline = time.monotonic() + 60 * minutes
-    where = default_device(device)
-    folder = output or default_output(where)
-    run = Run(where, folder, Settings(seconds, deadline=deadline), fresh)
+    run = Run.from_options(measured, kept, deadline=time.monotonic() + 60 * minutes)
     cases = [
-        case for dtype in chosen_dtypes(dtypes, where) for case in standard_cases(where, dtype)
+        case for dtype in measured.chosen_dtypes() for case in standard_cases(measured.where, dtype)
     ]
-    _show(run.execute("results", cases, providers), folder)
+    assert run.output is not None
+    _show(run.execute("results", cases, measured.providers), run.output)
 
 
 @app.command()

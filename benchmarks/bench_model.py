@@ -12,7 +12,6 @@ import torch
 import typer
 from torch import nn
 
-from convmixer_fast.benchmarks.harness import Settings
 from convmixer_fast.benchmarks.model_cases import (
     MODELS,
     SCALE,
@@ -20,23 +19,12 @@ from convmixer_fast.benchmarks.model_cases import (
     named_case,
     scale_case,
 )
-from convmixer_fast.benchmarks.runs import (
-    BatchesOption,
-    DeviceOption,
-    DtypesOption,
-    FreshOption,
-    OutputOption,
-    ProvidersOption,
-    Run,
-    SecondsOption,
-    batch_sizes,
-    chosen_dtypes,
-    default_device,
-    default_output,
-)
+from convmixer_fast.benchmarks.options import Batches, Kept, Measured, batch_sizes
+from convmixer_fast.benchmarks.runs import Run
 from convmixer_fast.benchmarks.subjects import Case
 from convmixer_fast.models.published import Architecture
 from convmixer_fast.models.randomize import randomize
+from convmixer_fast.option_groups import takes
 
 __all__ = ["BASE", "SWEEP", "growth"]
 
@@ -81,24 +69,20 @@ def _random(architecture: Architecture) -> Callable[[], nn.Module]:
     return lambda: randomize(architecture.build())
 
 
+@takes(Measured)
+@takes(Kept)
 def main(
+    measured: Measured,
+    kept: Kept,
     models: Annotated[
         list[str] | None, typer.Argument(help=f"Of {', '.join([*MODELS, *SCALE])}, growth.")
     ] = None,
-    batches: BatchesOption = "1",
-    dtypes: DtypesOption = "auto",
-    providers: ProvidersOption = None,
-    device: DeviceOption = "auto",
-    seconds: SecondsOption = 20.0,
-    output: OutputOption = None,
-    fresh: FreshOption = False,
+    batches: Batches = "1",
 ) -> None:
     """Time whole models with every provider."""
-    where = default_device(device)
-    run = Run(where, output or default_output(where), Settings(seconds), fresh)
     sizes = batch_sizes(batches)
     cases: list[Case] = []
-    for dtype in chosen_dtypes(dtypes, where):
+    for dtype in measured.chosen_dtypes():
         for name in models or [*MODELS, *SCALE]:
             if name == "growth":
                 cases += growth(dtype)
@@ -109,7 +93,7 @@ def main(
             else:
                 known = ", ".join([*MODELS, *SCALE, "growth"])
                 raise typer.BadParameter(f"models must be of {known}, got {name!r}")
-    run.execute("models", cases, providers)
+    Run.from_options(measured, kept).execute("models", cases, measured.providers)
 
 
 if __name__ == "__main__":

@@ -5,22 +5,10 @@ from collections.abc import Callable, Iterable
 import torch
 import typer
 
-from convmixer_fast.benchmarks.harness import Settings
-from convmixer_fast.benchmarks.runs import (
-    BatchesOption,
-    DeviceOption,
-    DtypesOption,
-    FreshOption,
-    OutputOption,
-    ProvidersOption,
-    Run,
-    SecondsOption,
-    batch_sizes,
-    chosen_dtypes,
-    default_device,
-    default_output,
-)
+from convmixer_fast.benchmarks.options import Batches, Kept, Measured, batch_sizes
+from convmixer_fast.benchmarks.runs import Run
 from convmixer_fast.benchmarks.subjects import Case
+from convmixer_fast.option_groups import takes
 
 __all__ = ["op_command"]
 
@@ -33,24 +21,16 @@ def op_command(op: str, cases: Callable[[int, torch.dtype], Iterable[Case]]) -> 
         cases: the sweep for a number of images and a dtype.
     """
 
-    def main(
-        batches: BatchesOption = "1,8",
-        dtypes: DtypesOption = "auto",
-        providers: ProvidersOption = None,
-        device: DeviceOption = "auto",
-        seconds: SecondsOption = 5.0,
-        output: OutputOption = None,
-        fresh: FreshOption = False,
-    ) -> None:
-        where = default_device(device)
-        run = Run(where, output or default_output(where), Settings(seconds), fresh)
+    @takes(Measured, seconds=5.0)
+    @takes(Kept)
+    def main(measured: Measured, kept: Kept, batches: Batches = "1,8") -> None:
         sweep = [
             case
-            for dtype in chosen_dtypes(dtypes, where)
+            for dtype in measured.chosen_dtypes()
             for batch in batch_sizes(batches)
             for case in cases(batch, dtype)
         ]
-        run.execute(op, sweep, providers)
+        Run.from_options(measured, kept).execute(op, sweep, measured.providers)
 
     main.__doc__ = f"Time {op} with every provider, over a sweep of shapes."
     typer.run(main)

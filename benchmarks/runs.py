@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Self
 
 import torch
-import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -14,46 +13,12 @@ from convmixer_fast.benchmarks import tables
 from convmixer_fast.benchmarks.ceilings import measure_ceilings
 from convmixer_fast.benchmarks.environment import environment
 from convmixer_fast.benchmarks.harness import Settings, run_cases
+from convmixer_fast.benchmarks.options import Kept, Measured
 from convmixer_fast.benchmarks.providers import choose
 from convmixer_fast.benchmarks.results import ResultFile
 from convmixer_fast.benchmarks.subjects import Case
 
-__all__ = [
-    "DTYPES",
-    "BatchesOption",
-    "DeviceOption",
-    "DtypesOption",
-    "FreshOption",
-    "OutputOption",
-    "ProvidersOption",
-    "Run",
-    "SecondsOption",
-    "batch_sizes",
-    "chosen_dtypes",
-    "default_device",
-    "default_output",
-]
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-DeviceOption = Annotated[str, typer.Option(help="cuda, cpu, or auto: a GPU if there is one.")]
-DtypesOption = Annotated[
-    str, typer.Option(help="Comma-separated: float32, float16, bfloat16; auto: what suits.")
-]
-BatchesOption = Annotated[str, typer.Option(help="Comma-separated numbers of images.")]
-ProvidersOption = Annotated[
-    str | None,
-    typer.Option(help="Comma-separated, or all; by default all that do not take minutes to build."),
-]
-SecondsOption = Annotated[
-    float, typer.Option(min=0.0, help="Of timing for each case, all providers together.")
-]
-OutputOption = Annotated[
-    Path | None, typer.Option(help="Folder of the results; by default named by device and date.")
-]
-FreshOption = Annotated[
-    bool, typer.Option("--fresh", help="Replace the results there instead of going on with them.")
-]
+__all__ = ["Run"]
 
 
 @dataclass
@@ -75,6 +40,14 @@ class Run:
     fresh: bool = False
     ceiling_seconds: float = 2.0
     console: Console | None = None
+
+    @classmethod
+    def from_options(cls, measured: Measured, kept: Kept, deadline: float | None = None) -> Self:
+        """Return the run that a command's options ask for, by default into benchmarks/results."""
+        where = measured.where
+        named = Path("benchmarks") / "results" / environment(where).slug()
+        settings = Settings(measured.seconds, deadline=deadline)
+        return cls(where, kept.output or named, settings, kept.fresh)
 
     def execute(
         self, stem: str, cases: Sequence[Case], providers: str | None = None, *, quiet: bool = False
@@ -132,41 +105,3 @@ class Run:
             highlight=False,
             soft_wrap=True,
         )
-
-
-def default_device(name: str) -> torch.device:
-    """Return the device that ``--device`` names."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
-def default_output(device: torch.device) -> Path:
-    """Return ``benchmarks/results/<device>-<date>`` in the current folder."""
-    return Path("benchmarks") / "results" / environment(device).slug()
-
-
-def chosen_dtypes(names: str, device: torch.device) -> list[torch.dtype]:
-    """Return the dtypes that ``--dtypes`` names.
-
-    Raises:
-        ValueError: a name is unknown.
-    """
-    if names == "auto":
-        return [torch.float16 if device.type == "cuda" else torch.float32]
-    for name in names.split(","):
-        if name not in DTYPES:
-            raise ValueError(f"dtypes must be of {', '.join(DTYPES)}, got {name!r}")
-    return [DTYPES[name] for name in names.split(",")]
-
-
-def batch_sizes(text: str) -> list[int]:
-    """Return the numbers that ``--batches`` names.
-
-    Raises:
-        ValueError: one is no number above 0.
-    """
-    parts = text.split(",")
-    if not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise ValueError(f"batches must be numbers above 0 like 1,8, got {text!r}")
-    return [int(part) for part in parts]

@@ -16,7 +16,15 @@ from convmixer_fast.export.trace import Sizes
 from convmixer_fast.models.images import crop, to_input
 from convmixer_fast.models.preprocessing import Preprocessing
 
-__all__ = ["LIMITS", "Check", "as_images", "check_outputs", "new_file", "photographs"]
+__all__ = [
+    "LIMITS",
+    "Check",
+    "ExportReport",
+    "as_images",
+    "check_outputs",
+    "new_file",
+    "photographs",
+]
 __all__ += ["random_images"]
 
 LIMITS = {"fp32": 1e-5, "fp16": 2e-2, "bf16": 1e-1, "int8": 0.5}
@@ -36,6 +44,16 @@ class Check:
     same_top1: float
     """Share of images whose largest output is at the same place; NaN where outputs are no
     (N, classes)."""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written, and how far it is from the model in float64."""
+
+    path: Path
+    precision: str
+    checks: tuple[Check, ...]
+    """One for each kind of images: the largest error, relative to the largest output."""
 
 
 def check_outputs(

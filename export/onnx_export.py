@@ -16,7 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from convmixer_fast.errors import MissingDependencyError
-from convmixer_fast.export.checks import Check, as_images, new_file, photographs, random_images
+from convmixer_fast.export.checks import (
+    ExportReport,
+    as_images,
+    new_file,
+    photographs,
+    random_images,
+)
 from convmixer_fast.export.forms import choose_form
 from convmixer_fast.export.metadata import Description, describe
 from convmixer_fast.export.onnx_check import check_file
@@ -36,11 +42,9 @@ _EXTERNAL_BYTES = 1.5e9
 
 
 @dataclass(frozen=True)
-class OnnxReport:
-    """What was written, and how far it is from the model in float64."""
+class OnnxReport(ExportReport):
+    """What :func:`to_onnx` wrote."""
 
-    path: Path
-    precision: str
     target: str
     form: str
     opset: int
@@ -48,8 +52,6 @@ class OnnxReport:
     """Of the file, and of its weights where these are beside it."""
     operators: Mapping[str, int]
     """How many nodes there are of each kind."""
-    checks: tuple[Check, ...]
-    """One for each kind of images: the largest error, relative to the largest output."""
     layers: Mapping[str, Any] = field(default_factory=dict)
     """int8: the error of each quantised layer; see :class:`onnx_quantize.LayerError`."""
 

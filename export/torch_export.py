@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from convmixer_fast.export.checks import (
-    Check,
+    ExportReport,
     as_images,
     check_outputs,
     new_file,
@@ -26,13 +26,10 @@ __all__ = ["TorchExportReport", "to_torch_export"]
 
 
 @dataclass(frozen=True)
-class TorchExportReport:
-    """What was written, and how far it is from the model in float64."""
+class TorchExportReport(ExportReport):
+    """What :func:`to_torch_export` wrote."""
 
-    path: Path
     ops: str
-    precision: str
-    checks: tuple[Check, ...]
 
 
 def to_torch_export(
@@ -118,4 +115,4 @@ def to_torch_export(
                 lambda x: pytree.tree_leaves(loaded(x)), model, example, batches, precision
             )
             made.replace(path)
-    return TorchExportReport(path, ops, precision, checks)
+    return TorchExportReport(path, precision, checks, ops)

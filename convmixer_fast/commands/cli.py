@@ -17,6 +17,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from convmixer_fast._version import __version__
+from convmixer_fast.benchmarks.options import Batches, Measured, batch_sizes
 from convmixer_fast.commands.export_commands import export_app
 from convmixer_fast.commands.predict import predict_files
 from convmixer_fast.errors import ConvMixerFastError
@@ -29,6 +30,7 @@ from convmixer_fast.models.images import (
 from convmixer_fast.models.named_models import find_model, stem_shape
 from convmixer_fast.models.preprocessing import Preprocessing, preprocessing_from_metadata
 from convmixer_fast.optimize import optimize
+from convmixer_fast.option_groups import takes
 from convmixer_fast.runtime import backends
 from convmixer_fast.verify import passed, verify
 
@@ -169,30 +171,19 @@ def verify_command(
 
 
 @app.command()
+@takes(Measured)
 def bench(
+    measured: Measured,
     model: Annotated[
         str,
         typer.Argument(
             help="A timm name (convmixer_768_32), a checkpoint file, or dim/depth/kernel/patch."
         ),
     ] = "convmixer_768_32",
-    batch: Annotated[str, typer.Option(help="Comma-separated numbers of images.")] = "1",
+    batches: Batches = "1",
     image_size: Annotated[
         int | None, typer.Option(min=1, help="Side in pixels; by default the checkpoint's, or 224.")
     ] = None,
-    dtype: Annotated[
-        str, typer.Option(help="float32, float16 or bfloat16; auto: float16 on a GPU.")
-    ] = "auto",
-    device: Annotated[
-        str, typer.Option(help="cuda, cpu, or auto: a GPU if there is one.")
-    ] = "auto",
-    providers: Annotated[
-        str | None,
-        typer.Option(
-            help="Comma-separated, or all; by default all that do not take minutes to build."
-        ),
-    ] = None,
-    seconds: Annotated[float, typer.Option(min=0.0, help="Of timing for each batch size.")] = 20.0,
     report: Annotated[
         Path | None, typer.Option(help="Write an HTML page with pictures and tables.")
     ] = None,
@@ -207,26 +198,24 @@ def bench(
     timed. They take turns, so that a machine that slows down slows all of them.
     """
     # Imported here: nothing else needs any of it.
-    from convmixer_fast.benchmarks import runs
     from convmixer_fast.benchmarks.harness import Settings
     from convmixer_fast.benchmarks.model_cases import convmixer_case
     from convmixer_fast.benchmarks.report import write_report
+    from convmixer_fast.benchmarks.runs import Run
 
     source, _ = find_model(model, activation, pretrained=False)
     if image_size is None:
         is_file = Path(model).is_file()
         metadata = read_checkpoint(Path(model)).metadata if is_file else {}
         image_size = preprocessing_from_metadata(metadata).image_size
-    where = runs.default_device(device)
     name, channels = Path(model).name if Path(model).is_file() else model, stem_shape(source)[0]
     cases = [
         convmixer_case(name, lambda: source, (size, channels, image_size, image_size), kind)
-        for kind in runs.chosen_dtypes(dtype, where)
-        for size in runs.batch_sizes(batch)
+        for kind in measured.chosen_dtypes()
+        for size in batch_sizes(batches)
     ]
-    results = runs.Run(where, output, Settings(seconds), fresh=True).execute(
-        "bench", cases, providers
-    )
+    run = Run(measured.where, output, Settings(measured.seconds), fresh=True)
+    results = run.execute("bench", cases, measured.providers)
     if report is not None:
         write_report(results, report, f"{name} on {results.environment.device}")
         _out.print(f"wrote {report}", markup=False, soft_wrap=True)

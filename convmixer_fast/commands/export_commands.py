@@ -1,9 +1,8 @@
 """The command ``convmixer-fast export``: onnx, tensorrt, pt2, triton-server."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import torch
 import typer
@@ -20,6 +19,10 @@ from convmixer_fast.models.images import (
 )
 from convmixer_fast.models.named_models import find_model, stem_shape
 from convmixer_fast.models.preprocessing import Preprocessing, preprocessing_from_metadata
+from convmixer_fast.option_groups import takes
+
+if TYPE_CHECKING:
+    from convmixer_fast.export.checks import ExportReport
 
 __all__ = ["export_app"]
 
@@ -29,30 +32,71 @@ export_app = typer.Typer(
 )
 _out = Console()
 
-Model = Annotated[
-    str, typer.Argument(help="A checkpoint file, dim/depth/kernel/patch, or a timm name.")
-]
-Output = Annotated[Path, typer.Option("--output", "-o", help="The file to write.")]
-Size = Annotated[
-    int | None, typer.Option(min=1, help="Side of the images; else the checkpoint's, or 224.")
-]
-Activation = Annotated[
-    str | None, typer.Option(help="gelu, gelu_tanh or relu, where nothing else tells.")
-]
-Pretrained = Annotated[bool, typer.Option("--pretrained", help="timm's trained weights.")]
-FixedBatch = Annotated[bool, typer.Option("--fixed-batch", help="For one image at a time.")]
-AnySize = Annotated[bool, typer.Option("--any-size", help="Leave height and width open.")]
+
+@dataclass(frozen=True)
+class Source:
+    """The model that is exported, and where to."""
+
+    model: Annotated[
+        str, typer.Argument(help="A checkpoint file, dim/depth/kernel/patch, or a timm name.")
+    ]
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")]
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Side of the images; else the checkpoint's, or 224.")
+    ] = None
+    activation: Annotated[
+        str | None, typer.Option(help="gelu, gelu_tanh or relu, where nothing else tells.")
+    ] = None
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="timm's trained weights.")] = (
+        False
+    )
+
+    def read(self, labels: Path | None = None) -> "_Model":
+        """Read the model, and what is known of its images and classes."""
+        from convmixer_fast.export.metadata import preprocessing_of
+
+        model, _ = find_model(self.model, self.activation, self.pretrained)
+        metadata = read_checkpoint(self.model).metadata if Path(self.model).is_file() else {}
+        prepare = None
+        if {"mean", "std"} & set(metadata):
+            prepare = preprocessing_from_metadata(metadata)
+        prepare = prepare or preprocessing_of(getattr(model, "pretrained_cfg", None) or {})
+        size = self.image_size or (prepare or preprocessing_from_metadata(metadata)).image_size
+        names = None
+        if labels is not None:
+            names = read_labels(labels)
+        elif "labels" in metadata:
+            names = parse_labels(metadata["labels"], "the checkpoint's metadata")
+        return _Model(model, size, prepare, names)
+
+
+@dataclass(frozen=True)
+class OpenSizes:
+    """Which of the images' sizes a file leaves open."""
+
+    fixed_batch: Annotated[bool, typer.Option("--fixed-batch", help="For one image at a time.")] = (
+        False
+    )
+    any_size: Annotated[bool, typer.Option("--any-size", help="Leave height and width open.")] = (
+        False
+    )
+
+
+class _Model(NamedTuple):
+    module: nn.Module
+    image_size: int
+    preprocessing: Preprocessing | None
+    labels: list[str] | None
 
 
 @export_app.command()
+@takes(Source)
+@takes(OpenSizes)
 def onnx(
-    model: Model,
-    output: Output,
+    source: Source,
+    sizes: OpenSizes,
     precision: Annotated[str, typer.Option(help="fp32, fp16, bf16 or int8.")] = "fp32",
     target: Annotated[str, typer.Option(help="onnxruntime or tensorrt.")] = "onnxruntime",
-    image_size: Size = None,
-    fixed_batch: FixedBatch = False,
-    any_size: AnySize = False,
     opset: Annotated[int | None, typer.Option(help="Of ONNX; else 20, for bf16 22.")] = None,
     float32_io: Annotated[
         bool, typer.Option("--float32-io", help="16 bits inside, float32 outside.")
@@ -67,29 +111,26 @@ def onnx(
         bool, typer.Option("--quantize-depthwise", help="int8: depthwise convolutions too.")
     ] = False,
     labels: Annotated[Path | None, typer.Option(help="Class names: one a line, or JSON.")] = None,
-    activation: Activation = None,
-    pretrained: Pretrained = False,
 ) -> None:
     """Write an ONNX file of standard operators, checked by ONNX Runtime."""
     from convmixer_fast.export import to_onnx
 
-    module, size, prepare, names = _read(model, activation, pretrained, image_size, labels)
-    images = None if calibration is None else _load(calibration, prepare, size, module)
+    model = source.read(labels)
     report = to_onnx(
-        module,
-        output,
-        image_size=size,
+        model.module,
+        source.output,
+        image_size=model.image_size,
         precision=precision,
-        dynamic_batch=not fixed_batch,
-        dynamic_size=any_size,
+        dynamic_batch=not sizes.fixed_batch,
+        dynamic_size=sizes.any_size,
         opset=opset,
         target=target,
         float32_io=float32_io,
-        calibration=images,
+        calibration=None if calibration is None else _load(calibration, model),
         calibration_method=calibration_method,
         quantize_depthwise=quantize_depthwise,
-        preprocessing=prepare,
-        labels=names,
+        preprocessing=model.preprocessing,
+        labels=model.labels,
     )
     if report.layers:
         table = Table("layer", "weight dB", "rounding dB", "result dB")
@@ -97,47 +138,43 @@ def onnx(
             values = (error.weight_db, error.rounding_db, error.result_db)
             table.add_row(name, *(f"{value:.1f}" for value in values))
         _out.print(table)
-    _show(report.path, report.checks)
+    _show(report)
 
 
 @export_app.command()
+@takes(Source)
+@takes(OpenSizes)
 def pt2(
-    model: Model,
-    output: Output,
+    source: Source,
+    sizes: OpenSizes,
     precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
     ops: Annotated[str, typer.Option(help="plain, or fused: this package's ops.")] = "plain",
     aot_inductor: Annotated[
         bool, typer.Option("--aot-inductor", help="Compile it for this machine's CPU.")
     ] = False,
-    image_size: Size = None,
-    fixed_batch: FixedBatch = False,
-    any_size: AnySize = False,
-    activation: Activation = None,
-    pretrained: Pretrained = False,
 ) -> None:
     """Write a .pt2 file by torch.export."""
     from convmixer_fast.export import to_torch_export
 
-    module, size, *_ = _read(model, activation, pretrained, image_size, None)
+    model = source.read()
     report = to_torch_export(
-        module,
-        output,
-        image_size=size,
+        model.module,
+        source.output,
+        image_size=model.image_size,
         precision=precision,
-        dynamic_batch=not fixed_batch,
-        dynamic_size=any_size,
+        dynamic_batch=not sizes.fixed_batch,
+        dynamic_size=sizes.any_size,
         ops=ops,
         aot_inductor=aot_inductor,
     )
-    _show(report.path, report.checks)
+    _show(report)
 
 
 @export_app.command()
+@takes(Source)
 def tensorrt(
-    model: Annotated[str, typer.Argument(help="As for the others, or an .onnx file.")],
-    output: Output,
+    source: Source,
     precision: Annotated[str | None, typer.Option(help="fp32, fp16 or bf16; else fp16.")] = None,
-    image_size: Size = None,
     min_batch: Annotated[int, typer.Option(min=1)] = 1,
     opt_batch: Annotated[int | None, typer.Option(min=1)] = None,
     max_batch: Annotated[int, typer.Option(min=1)] = 32,
@@ -150,22 +187,20 @@ def tensorrt(
     capability: Annotated[
         int | None, typer.Option(help="Of the GPU for plugins, 90 for 9.0; else this one's.")
     ] = None,
-    activation: Activation = None,
-    pretrained: Pretrained = False,
 ) -> None:
-    """Build a TensorRT engine, on the GPU that it is for."""
+    """Build a TensorRT engine, on the GPU that it is for. MODEL may be an .onnx file too."""
     from convmixer_fast.export import to_tensorrt
 
-    source: Any = Path(model)
-    options: dict[str, Any] = {"image_size": image_size or 224}
-    if not model.endswith(".onnx"):
-        source, size, prepare, _ = _read(model, activation, pretrained, image_size, None)
+    module: Any = Path(source.model)
+    options: dict[str, Any] = {"image_size": source.image_size or 224}
+    if not source.model.endswith(".onnx"):
+        module, size, prepare, _ = source.read()
         options = {"image_size": size, "preprocessing": prepare}
     if precision is not None:
         options["precision"] = precision
     report = to_tensorrt(
-        source,
-        output,
+        module,
+        source.output,
         min_batch=min_batch,
         opt_batch=opt_batch,
         max_batch=max_batch,
@@ -217,39 +252,14 @@ def triton_server(
     _out.print(f"wrote {folder}", markup=False, soft_wrap=True)
 
 
-def _read(
-    name: str,
-    activation: str | None,
-    pretrained: bool,
-    image_size: int | None,
-    labels: Path | None,
-) -> tuple[nn.Module, int, Preprocessing | None, list[str] | None]:
-    """Return the model, its images' size, how they are prepared and its labels, if known."""
-    from convmixer_fast.export.metadata import preprocessing_of
-
-    model, _ = find_model(name, activation, pretrained)
-    metadata = read_checkpoint(name).metadata if Path(name).is_file() else {}
-    prepare = None
-    if {"mean", "std"} & set(metadata):
-        prepare = preprocessing_from_metadata(metadata)
-    prepare = prepare or preprocessing_of(getattr(model, "pretrained_cfg", None) or {})
-    size = image_size or (prepare or preprocessing_from_metadata(metadata)).image_size
-    names = None
-    if labels is not None:
-        names = read_labels(labels)
-    elif "labels" in metadata:
-        names = parse_labels(metadata["labels"], "the checkpoint's metadata")
-    return model, size, prepare, names
-
-
-def _load(paths: list[Path], prepare: Preprocessing | None, size: int, model: nn.Module) -> Tensor:
-    channels, _ = stem_shape(model)
-    prepare = replace(prepare or Preprocessing(), image_size=size)
+def _load(paths: list[Path], model: _Model) -> Tensor:
+    channels, _ = stem_shape(model.module)
+    prepare = replace(model.preprocessing or Preprocessing(), image_size=model.image_size)
     return torch.stack([load_image(path, prepare, channels) for path in find_images(paths)])
 
 
-def _show(path: Path, checks: Sequence[Any]) -> None:
-    for check in checks:
+def _show(report: "ExportReport") -> None:
+    for check in report.checks:
         same = (
             "" if check.same_top1 != check.same_top1 else f", top-1 {check.same_top1:.0%} the same"
         )
@@ -259,4 +269,5 @@ def _show(path: Path, checks: Sequence[Any]) -> None:
             highlight=False,
             soft_wrap=True,
         )
-    _out.print(f"wrote {path}, {path.stat().st_size / 2**20:.1f} MiB", markup=False, soft_wrap=True)
+    size = report.path.stat().st_size / 2**20
+    _out.print(f"wrote {report.path}, {size:.1f} MiB", markup=False, soft_wrap=True)

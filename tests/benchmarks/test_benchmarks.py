@@ -21,9 +21,9 @@ from convmixer_fast.benchmarks.harness import DeviceLostError, Settings, run_cas
 from convmixer_fast.benchmarks.memory import peak_memory
 from convmixer_fast.benchmarks.model_cases import convmixer_case, named_case
 from convmixer_fast.benchmarks.op_cases import depthwise_case, patch_embed_case, pointwise_case
+from convmixer_fast.benchmarks.options import Measured, batch_sizes
 from convmixer_fast.benchmarks.providers import PROVIDERS, Provider, choose
 from convmixer_fast.benchmarks.results import ResultFile, Row, read_folder, read_results
-from convmixer_fast.benchmarks.runs import batch_sizes, chosen_dtypes
 from convmixer_fast.benchmarks.subjects import Case, Subject
 from convmixer_fast.benchmarks.tables import best, case_tables, number, speedup, summary_table
 from convmixer_fast.benchmarks.work import Step, Work, counted_flops, model_steps
@@ -294,10 +294,10 @@ def test_lists_of_the_command_line():
     for wrong in ("", "0", "1,x", "-1"):
         with pytest.raises(ValueError, match="batches must be numbers above 0"):
             batch_sizes(wrong)
-    assert chosen_dtypes("auto", CPU) == [torch.float32]
-    assert chosen_dtypes("auto", torch.device("cuda")) == [torch.float16]
+    assert Measured(device="cpu").chosen_dtypes() == [torch.float32]
+    assert Measured(device="cuda").chosen_dtypes() == [torch.float16]
     with pytest.raises(ValueError, match="dtypes must be of float32, float16, bfloat16, got 'f16'"):
-        chosen_dtypes("f16", CPU)
+        Measured("f16").chosen_dtypes()
 
 
 def row(provider, p50_s, case="a") -> Row:

@@ -1,0 +1,86 @@
+"""The options that the benchmarks' commands share."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+__all__ = ["DTYPES", "Batches", "Kept", "Measured", "batch_sizes"]
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+Batches = Annotated[
+    str, typer.Option("--batches", "--batch", help="Comma-separated numbers of images.")
+]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is measured, where and for how long."""
+
+    dtypes: Annotated[
+        str,
+        typer.Option(
+            "--dtypes",
+            "--dtype",
+            help="Comma-separated: float32, float16, bfloat16; auto: float16 on a GPU.",
+        ),
+    ] = "auto"
+    providers: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated, or all; by default all that do not take minutes to build."
+        ),
+    ] = None
+    device: Annotated[str, typer.Option(help="cuda, cpu, or auto: a GPU if there is one.")] = "auto"
+    seconds: Annotated[
+        float, typer.Option(min=0.0, help="Of timing for each case, all providers together.")
+    ] = 20.0
+
+    @property
+    def where(self) -> torch.device:
+        """The device that ``--device`` names."""
+        auto = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device(auto if self.device == "auto" else self.device)
+
+    def chosen_dtypes(self) -> list[torch.dtype]:
+        """Return the dtypes that ``--dtypes`` names.
+
+        Raises:
+            ValueError: a name is unknown.
+        """
+        if self.dtypes == "auto":
+            return [torch.float16 if self.where.type == "cuda" else torch.float32]
+        names = self.dtypes.split(",")
+        for name in names:
+            if name not in DTYPES:
+                raise ValueError(f"dtypes must be of {', '.join(DTYPES)}, got {name!r}")
+        return [DTYPES[name] for name in names]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where results are kept."""
+
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the results; by default named by device and date."),
+    ] = None
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Replace the results there instead of going on with them."),
+    ] = False
+
+
+def batch_sizes(text: str) -> list[int]:
+    """Return the numbers that ``--batches`` names.
+
+    Raises:
+        ValueError: one is no number above 0.
+    """
+    parts = text.split(",")
+    if not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise ValueError(f"batches must be numbers above 0 like 1,8, got {text!r}")
+    return [int(part) for part in parts]
