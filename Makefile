@@ -9,15 +9,22 @@ READY := $(VENV)/.ready
 
 .PHONY: help
 help: ## Show this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(READY) ## Classify real digits with the original and the optimized model, and time both
 	$(BIN)/convmixer-fast demo
 
+# On all cores; tests that share what takes long to make run one after the other.
+PYTEST = $(BIN)/python -m pytest -n auto --dist loadgroup
+
 .PHONY: test
-test: $(READY) ## Run every test
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY) ## Run the tests, of long sweeps a few points (ARGS=options of pytest)
+	$(PYTEST) -m "not exhaustive" $(ARGS)
+
+.PHONY: test-all
+test-all: $(READY) ## Run every test, with all points of the sweeps
+	$(PYTEST) $(ARGS)
 
 .PHONY: bench
 bench: $(READY) ## Time models and ops with every runtime installed: tables, pictures, a report
@@ -40,7 +47,7 @@ gpu-sanitize: ## On a CUDA machine: small shapes under compute-sanitizer
 
 .PHONY: coverage
 coverage: $(READY) ## Run every test and show what they do not reach
-	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
+	$(PYTEST) --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 .PHONY: lint
 lint: $(READY) ## Check style and formatting (ruff)
@@ -55,7 +62,7 @@ format: $(READY) ## Rewrite the sources in the project's format
 # mypy sees the package as it is installed, with kernels and export inside.
 .PHONY: typecheck
 typecheck: $(READY) ## Check types (mypy)
-	rm -rf build
+	rm -rf build/lib build/bdist.* build/typecheck
 	CONVMIXER_FAST_EXT=0 $(BIN)/pip install -q --no-deps --no-build-isolation --target build/typecheck .
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p convmixer_fast
 

@@ -10,6 +10,12 @@ import torch
 # before they are imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+# Several workers of pytest-xdist share the processors: threads of PyTorch's that spin would take
+# them from each other. What depends on threads sets their number itself.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    share = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    os.environ.setdefault("OMP_NUM_THREADS", str(share))
+    torch.set_num_threads(share)
 
 import pytest
 

@@ -122,6 +122,7 @@ def test_bench_command_without_a_file():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_gpu_check_rehearsal(tmp_path):
     """All of ``make gpu-check`` but the GPU: build, tests, both benchmarks, summary."""
     pytest.importorskip("triton", reason="needs triton: pip install '.[triton]'")

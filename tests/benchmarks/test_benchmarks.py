@@ -156,6 +156,7 @@ def test_ops_of_every_live_provider_are_right(make):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_models_of_every_live_provider_are_right():
     chosen, _ = choose("all", CPU, [torch.float32])
     rows = measure([tiny_case()], [p for p in chosen if "max-autotune" not in p.name]).rows

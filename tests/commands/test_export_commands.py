@@ -116,6 +116,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(run, arguments, message, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_photograph_has_the_same_top_5_everywhere(tmp_path):
     datasets = pytest.importorskip("sklearn.datasets")
     photograph = tmp_path / "photograph.png"

@@ -1,5 +1,7 @@
 """A program: the PTX of TensorRT plugins, assembled by ptxas; prints what it says, as JSON.
 
+It reads the names of those that are wanted, one a line.
+
 In a process of its own: Triton's interpreter, in which the other tests may run, compiles nothing.
 """
 
@@ -16,7 +18,7 @@ from triton import knobs
 
 from convmixer_fast.export.trt_plugin import DepthwisePlugin
 from convmixer_fast.spec import FoldedBlock
-from tests.export.tensorrt_ptx_cases import CASES, Case
+from tests.export.tensorrt_ptx_cases import RUNS, Case
 
 
 class Assembled(NamedTuple):
@@ -73,9 +75,6 @@ def assemble(case: Case, capability: int) -> Assembled:
 
 
 if __name__ == "__main__":
-    found = {
-        f"{name}-{capability}": assemble(case, capability)._asdict()
-        for name, case in CASES.items()
-        for capability in case.capabilities
-    }
-    json.dump(found, sys.stdout)
+    json.dump(
+        {name: assemble(*RUNS[name])._asdict() for name in sys.stdin.read().split()}, sys.stdout
+    )

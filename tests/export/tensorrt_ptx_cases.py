@@ -26,3 +26,10 @@ CASES = {
     "narrow-fp16": Case("float16", (3, 40, 5, 3), 3, bias=False, capabilities=(100,)),
     "k17-bf16": Case("bfloat16", (3, 40, 24, 24), 17, "relu", capabilities=(90,)),
 }
+
+RUNS = {
+    f"{name}-{capability}": (case, capability)
+    for name, case in CASES.items()
+    for capability in case.capabilities
+}
+"""By name, for each device."""

@@ -1,5 +1,6 @@
 """int8 files: accuracy of the trained digits model, what is quantised, the error of layers."""
 
+import itertools
 import math
 
 import pytest
@@ -15,6 +16,7 @@ import onnxruntime
 from convmixer_fast.errors import MismatchError
 from convmixer_fast.export import to_onnx
 from convmixer_fast.models.digits import digits_model, held_out_digits, training_digits
+from tests.sweeps import sparse
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +40,24 @@ def export(digits, path, **options):
     return report, held_out.accuracy(logits)
 
 
-@pytest.mark.parametrize("depthwise", [False, True])
-@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
-@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
+METHODS = ("minmax", "percentile", "entropy")
+
+
+@pytest.mark.parametrize(
+    ("target", "method", "depthwise"),
+    sparse(
+        itertools.product(("onnxruntime", "tensorrt"), METHODS, (False, True)),
+        # Every value of every parameter.
+        lambda point: (
+            point
+            in {
+                ("onnxruntime", "minmax", False),
+                ("tensorrt", "percentile", True),
+                ("onnxruntime", "entropy", True),
+            }
+        ),
+    ),
+)
 def test_accuracy(digits, target, method, depthwise, tmp_path):
     model, _, held_out, images = digits
     path = tmp_path / "model.onnx"
@@ -98,8 +115,13 @@ def test_error_of_layers(digits, tmp_path):
     assert not math.isnan(both.layers["layers.0.depthwise/Conv"].result_db)
 
 
-@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
-@pytest.mark.parametrize("count", [1, 17, 100])
+@pytest.mark.parametrize(
+    ("method", "count"),
+    sparse(
+        itertools.product(METHODS, (1, 17, 100)),
+        lambda point: point in zip(METHODS, (1, 17, 100), strict=True),
+    ),
+)
 def test_any_number_of_images(digits, method, count, tmp_path):
     model, calibration, *_ = digits
     to_onnx(

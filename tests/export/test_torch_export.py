@@ -76,6 +76,7 @@ def test_it_runs_without_this_package(model, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_compiled_by_aot_inductor(tmp_path):
     model = randomize(Architecture(8, 1, 3, 2, "relu", 3, 5).build())
     path = tmp_path / "model.pt2"

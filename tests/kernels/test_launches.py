@@ -12,6 +12,7 @@ import torch
 pytest.importorskip("triton")
 
 pytestmark = [
+    pytest.mark.xdist_group("launches"),  # the program that launches is started once
     pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler"),
     # There, a real libcuda would be in the way, and the real thing can be tested.
     pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA"),

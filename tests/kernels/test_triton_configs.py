@@ -33,6 +33,7 @@ from tests.kernels.triton_cases import (
     pointwise_args,
     poisoned_outputs,  # noqa: F401 (a fixture for every test)
 )
+from tests.sweeps import sparse
 from tests.tolerances import TOL
 
 # NumPy, in the interpreter, warns of what the kernels do on purpose at the dtypes' limits.
@@ -58,7 +59,14 @@ def _every_tile(configs: tuple[Any, ...]) -> Any:
 
 
 @_every_tile(depthwise_block.CONFIGS)
-@pytest.mark.parametrize("shape", [(1, 3, 5, 70), (2, 5, 19, 3), (9, 2, 17, 16)])
+@pytest.mark.parametrize(
+    "shape",
+    sparse(
+        [((1, 3, 5, 70),), ((2, 5, 19, 3),), ((9, 2, 17, 16),)],
+        ((2, 5, 19, 3),).__eq__,
+        ids=lambda point: "x".join(map(str, *point)),
+    ),
+)
 def test_every_depthwise_config(
     row: depthwise_block.Config, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ Without a CUDA device the kernels are interpreted, on the CPU.
 """
 
 import copy
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,7 @@ from convmixer_fast.models.published import PUBLISHED, Architecture
 from convmixer_fast.models.randomize import randomize
 from convmixer_fast.reference import ACTIVATIONS
 from convmixer_fast.runtime import backends
+from tests.sweeps import sparse
 from tests.tolerances import MODEL_TOL
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -25,8 +27,14 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("dtype", MODEL_TOL, ids=str)
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    sparse(
+        itertools.product(PUBLISHED, MODEL_TOL),
+        lambda point: point in zip(PUBLISHED, MODEL_TOL, strict=True),
+        ids=lambda point: f"{point[0]}-{point[1]}",
+    ),
+)
 def test_published_architectures(name, dtype):
     architecture = replace(PUBLISHED[name], depth=1)
     patch = architecture.patch_size
@@ -34,8 +42,14 @@ def test_published_architectures(name, dtype):
     check(architecture, dtype, (1, 3, 3 * patch + 3, 2 * patch + 1))
 
 
-@pytest.mark.parametrize("dtype", MODEL_TOL, ids=str)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(
+    ("activation", "dtype"),
+    sparse(
+        itertools.product(ACTIVATIONS, MODEL_TOL),
+        lambda point: point in zip(ACTIVATIONS, MODEL_TOL, strict=True),
+        ids=lambda point: f"{point[0]}-{point[1]}",
+    ),
+)
 def test_several_layers(activation, dtype):
     check(Architecture(40, 4, 5, 3, activation, 1, 10), dtype, (2, 1, 22, 17))
 
