@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from tests import tensorrt_bindings
+from tests.export import tensorrt_bindings
 
 MODULES = ("network", "engine", "module")
 

@@ -57,7 +57,7 @@ def test_every_tail(case: str) -> None:
 def test_every_isa(isa: str) -> None:
     code = f"""
         from convmixer_fast import _C
-        from tests import cpu_cases, test_cpu_trunk
+        from tests.runtime import cpu_cases, test_cpu_trunk
         assert _C.isa() == {isa!r}
         cpu_cases.check_all_cases()
         test_cpu_trunk.check_all()
