@@ -60,7 +60,7 @@ def depthwise_case(
         kernel_size: side of the kernel.
         batch: images.
         dtype: of weights and input.
-        activation: a name of :data:`reference.ACTIVATIONS`.
+        activation: a name of :data:`activations.ACTIVATIONS`.
         only: see :class:`Case`.
     """
     architecture = Architecture(dim, 1, kernel_size, 1, activation)

@@ -16,8 +16,8 @@ contiguous (N, C, H, W) whatever the memory format of ``x``. Under autocast,
 import torch
 from torch import Tensor
 
+from convmixer_fast.activations import ACTIVATIONS
 from convmixer_fast.errors import InferenceOnlyError
-from convmixer_fast.reference import ACTIVATIONS
 from convmixer_fast.runtime import backends
 from convmixer_fast.spec import DTYPES
 

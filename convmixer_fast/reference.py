@@ -5,20 +5,13 @@ the same arguments as the backends' launchers and do no checking: the public,
 checked entry points are in :mod:`convmixer_fast.ops`.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["ACTIVATIONS", "depthwise_block_ref", "patch_embed_ref", "pointwise_block_ref"]
+from convmixer_fast.activations import ACTIVATIONS
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-}
-"""Every activation that the fused ops know, by the name that their ``activation`` takes."""
+__all__ = ["depthwise_block_ref", "patch_embed_ref", "pointwise_block_ref"]
 
 
 def depthwise_block_ref(
@@ -33,7 +26,9 @@ def depthwise_block_ref(
     """``act(depthwise_conv(x) + bias) * scale + shift + x``; see :func:`ops.depthwise_block`."""
     channels, _, kernel_size, _ = weight.shape
     y = _conv(x, weight, bias, padding=kernel_size // 2, groups=channels)
-    return _epilogue(ACTIVATIONS[activation](y), scale, shift, x if residual else None, x.dtype)
+    return _epilogue(
+        ACTIVATIONS[activation].function(y), scale, shift, x if residual else None, x.dtype
+    )
 
 
 def pointwise_block_ref(
@@ -45,7 +40,7 @@ def pointwise_block_ref(
     activation: str,
 ) -> Tensor:
     """``act(pointwise_conv(x) + bias) * scale + shift``; see :func:`ops.pointwise_block`."""
-    y = ACTIVATIONS[activation](_conv(x, weight, bias))
+    y = ACTIVATIONS[activation].function(_conv(x, weight, bias))
     return _epilogue(y, scale, shift, None, x.dtype)
 
 
@@ -59,7 +54,7 @@ def patch_embed_ref(
 ) -> Tensor:
     """``act(patch_conv(x) + bias) * scale + shift``; see :func:`ops.patch_embed`."""
     patch = (weight.shape[2], weight.shape[3])
-    y = ACTIVATIONS[activation](_conv(x, weight, bias, stride=patch))
+    y = ACTIVATIONS[activation].function(_conv(x, weight, bias, stride=patch))
     return _epilogue(y, scale, shift, None, x.dtype)
 
 

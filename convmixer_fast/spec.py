@@ -50,7 +50,7 @@ class Block:
     """(C_out, C_in / groups, K_h, K_w)."""
     bias: Tensor | None
     activation: str
-    """A name of :data:`reference.ACTIVATIONS`."""
+    """A name of :data:`activations.ACTIVATIONS`."""
     norm: BatchNorm
 
 

@@ -14,22 +14,23 @@ class Form(NamedTuple):
     norm: str
     """``"batch_norm"``: BatchNormalization with mean 0 and variance 1. ``"affine"``: Mul and Add.
     ``"depthwise"``: a 1 x 1 depthwise Conv."""
-    fold_relu_scales: bool = False
-    """Whether positive scales behind a ReLU go into the convolution: ``s relu(v) = relu(s v)``."""
+    fold_scales: bool = False
+    """Whether positive scales go into the convolution where the activation lets them, as ReLU does:
+    ``s relu(v) = relu(s v)``."""
     scales_forward: bool = False
     """Whether scales go into the weights of the next layer, so that an Add is left of the norm."""
-    gelu_parts: bool = False
-    """Whether GELU is written with Erf, as before opset 20."""
+    in_parts: bool = False
+    """Whether activations are written in simpler operations, GELU with Erf as before opset 20."""
 
 
 FORMS = {
     "batch_norm": Form("batch_norm"),
-    "batch_norm_relu": Form("batch_norm", fold_relu_scales=True),
+    "batch_norm_relu": Form("batch_norm", fold_scales=True),
     "depthwise": Form("depthwise"),
     "affine": Form("affine"),
-    "affine_relu": Form("affine", fold_relu_scales=True),
+    "affine_relu": Form("affine", fold_scales=True),
     "shift": Form("batch_norm", scales_forward=True),
-    "gelu_parts": Form("batch_norm", gelu_parts=True),
+    "gelu_parts": Form("batch_norm", in_parts=True),
 }
 """By name, as ``to_onnx(form=...)`` takes them."""
 

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from convmixer_fast.activations import ACTIVATIONS
 from convmixer_fast.export.forms import Form
 from convmixer_fast.export.rescale import scales_forward
 from convmixer_fast.models.convmixer import POOLS
-from convmixer_fast.reference import ACTIVATIONS
 from convmixer_fast.spec import FoldedBlock, FoldedConvMixer, Head
 
 __all__ = ["PlainConvMixer"]
@@ -94,14 +94,14 @@ class _Block(nn.Module):
         super().__init__()
         weight, bias, scale, shift = block.weight, block.bias, block.scale, block.shift
         positive = scale is not None and bool((scale > 0).all())
-        if form.fold_relu_scales and block.activation == "relu" and scale is not None and positive:
+        activation = ACTIVATIONS[block.activation]
+        if form.fold_scales and activation.homogeneous and scale is not None and positive:
             weight = (weight.to(scale.dtype) * scale[:, None, None, None]).to(weight.dtype)
             bias = None if bias is None else bias * scale
             scale = None
         self.weight = nn.Parameter(weight)
         self.bias = None if bias is None else nn.Parameter(bias.to(weight.dtype))
-        parts = form.gelu_parts and block.activation == "gelu"
-        self.activation = _gelu_parts if parts else ACTIVATIONS[block.activation]
+        self.activation = (form.in_parts and activation.parts) or activation.function
         self.depthwise = depthwise
         kind = "affine" if form.scales_forward and scale is None else form.norm
         self.norm = _norm(kind, len(weight), scale, shift)
@@ -123,10 +123,6 @@ class _Block(nn.Module):
         if self.depthwise:
             wide = wide + x.to(wide.dtype)
         return wide.to(x.dtype)
-
-
-def _gelu_parts(x: Tensor) -> Tensor:
-    return 0.5 * x * (1 + torch.erf(x * 0.5**0.5))
 
 
 def _norm(kind: str, channels: int, scale: Tensor | None, shift: Tensor | None) -> nn.Module | None:

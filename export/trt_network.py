@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convmixer_fast.activations import ACTIVATIONS
 from convmixer_fast.errors import TensorRTError, UnsupportedModelError
 from convmixer_fast.export.trt_bindings import data_type
 from convmixer_fast.spec import FoldedBlock, FoldedConvMixer, Head
@@ -21,7 +22,6 @@ __all__ = ["INPUT_NAME", "OUTPUT_NAME", "DepthwiseOp", "Layers", "add_convmixer"
 INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
 
-_ACTIVATION_TYPES = {"gelu": "GELU_ERF", "gelu_tanh": "GELU_TANH", "relu": "RELU"}
 
 DepthwiseOp = Callable[[FoldedBlock, Any, Sequence[Any]], Any]
 """``op(block, x, constants)``: what ``network.add_plugin`` takes for a whole depthwise block."""
@@ -121,7 +121,7 @@ class Layers:
             for key, value in properties.items():
                 setattr(layer, key, value)
         y = self.added(layer, name)
-        kind = getattr(self.trt.ActivationType, _ACTIVATION_TYPES[block.activation])
+        kind = getattr(self.trt.ActivationType, ACTIVATIONS[block.activation].tensorrt)
         return self.added(self.network.add_activation(y, kind), f"{name}.act")
 
     def epilogue(self, y: Any, block: FoldedBlock, residual: Any | None, name: str) -> Any:

@@ -1,7 +1,7 @@
 """What every fused op does after its sum: bias, activation, scale, shift, in float32.
 
 Device functions shared by the kernels of this package. ``ACTIVATION`` is one of the
-names of :data:`convmixer_fast.reference.ACTIVATIONS`; the choice is made when the
+names of :data:`convmixer_fast.activations.ACTIVATIONS`; the choice is made when the
 kernel is compiled and costs nothing when it runs.
 
 ``PTX`` says that the kernel is compiled for an NVIDIA device, so that one instruction may

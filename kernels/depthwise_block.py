@@ -121,7 +121,7 @@ def depthwise_block_triton(
         bias: (C,), dtype of x or fp32; None for 0.
         scale: as bias; None for 1.
         shift: as bias; None for 0.
-        activation: a name of :data:`convmixer_fast.reference.ACTIVATIONS`.
+        activation: a name of :data:`convmixer_fast.activations.ACTIVATIONS`.
         residual: whether x is added.
 
     Returns:

@@ -70,7 +70,7 @@ class Epilogue(NamedTuple):
     shift: Tensor | None
     """As bias; None for 0."""
     activation: str
-    """A name of :data:`convmixer_fast.reference.ACTIVATIONS`."""
+    """A name of :data:`convmixer_fast.activations.ACTIVATIONS`."""
 
     def vectors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Return bias, scale and shift as the kernels read them, with stride 1."""

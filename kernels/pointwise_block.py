@@ -131,7 +131,7 @@ def pointwise_block_triton(
         bias: (C_out,), dtype of x or fp32; None for 0.
         scale: as bias; None for 1.
         shift: as bias; None for 0.
-        activation: a name of :data:`convmixer_fast.reference.ACTIVATIONS`.
+        activation: a name of :data:`convmixer_fast.activations.ACTIVATIONS`.
 
     Returns:
         (N, C_out, H, W), contiguous, dtype of x.

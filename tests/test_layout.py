@@ -10,7 +10,7 @@ import pytest
 from tests.paths import ROOT
 
 FLOORS = (
-    {"_version", "errors", "option_groups", "optional", "spec"},
+    {"_version", "activations", "errors", "option_groups", "optional", "spec"},
     {"_C", "accuracy", "reference", "timing"},
     {"kernels"},
     {"models"},

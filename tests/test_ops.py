@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convmixer_fast import BackendUnavailableError, InferenceOnlyError, ops
+from convmixer_fast.activations import ACTIVATIONS
 from convmixer_fast.reference import (
-    ACTIVATIONS,
     depthwise_block_ref,
     patch_embed_ref,
     pointwise_block_ref,

@@ -17,6 +17,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from convmixer_fast._version import __version__
+from convmixer_fast.activations import ACTIVATIONS
 from convmixer_fast.benchmarks.options import Batches, Measured, batch_sizes
 from convmixer_fast.commands.export_commands import export_app
 from convmixer_fast.commands.predict import predict_files
@@ -54,7 +55,7 @@ Backend = Annotated[
 ]
 Activation = Annotated[
     str | None,
-    typer.Option(help="gelu, gelu_tanh or relu, where neither the file nor the name tells."),
+    typer.Option(help=f"{', '.join(ACTIVATIONS)}, where neither file nor name tells."),
 ]
 
 

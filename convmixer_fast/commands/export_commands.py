@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from convmixer_fast.activations import ACTIVATIONS
 from convmixer_fast.models.checkpoint import read_checkpoint
 from convmixer_fast.models.images import (
     find_images,
@@ -45,7 +46,8 @@ class Source:
         int | None, typer.Option(min=1, help="Side of the images; else the checkpoint's, or 224.")
     ] = None
     activation: Annotated[
-        str | None, typer.Option(help="gelu, gelu_tanh or relu, where nothing else tells.")
+        str | None,
+        typer.Option(help=f"{', '.join(ACTIVATIONS)}, where neither file nor name tells."),
     ] = None
     pretrained: Annotated[bool, typer.Option("--pretrained", help="timm's trained weights.")] = (
         False

@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convmixer_fast.activations import ACTIVATIONS
 from convmixer_fast.errors import CheckpointError
 from convmixer_fast.models.convmixer import ConvMixer
-from convmixer_fast.models.published import ACTIVATION_LAYERS, PUBLISHED, Architecture
+from convmixer_fast.models.published import PUBLISHED, Architecture
 
 __all__ = ["Checkpoint", "build", "load", "read_checkpoint"]
 
@@ -138,7 +139,7 @@ def build(
         CheckpointError: the tensors do not make a ConvMixer.
         ValueError: the activation is not known and must be given, or a name is unknown.
     """
-    known = ", ".join(map(repr, ACTIVATION_LAYERS))
+    known = ", ".join(map(repr, ACTIVATIONS))
     activation = activation or checkpoint.architecture.activation
     if not activation:
         raise ValueError(
@@ -181,7 +182,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     tensors = _rename(path, _strip(raw))
     shapes = _infer(path, tensors)
     activation = metadata.get("activation") or _published_activation(path, shapes)
-    if activation and activation not in ACTIVATION_LAYERS:
+    if activation and activation not in ACTIVATIONS:
         raise CheckpointError(f"{path}: its metadata names an unknown activation {activation!r}")
     return Checkpoint(tensors, replace(shapes, activation=activation), metadata)
 

@@ -1,23 +1,14 @@
 """The ConvMixers whose trained weights are published, by what determines them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import nn
-
+from convmixer_fast.activations import ACTIVATIONS
 from convmixer_fast.models.convmixer import ConvMixer
 
 # Not used here: pickles made with 0.1 look for it in this module.
 from convmixer_fast.models.preprocessing import Preprocessing  # noqa: F401
 
-__all__ = ["ACTIVATION_LAYERS", "PUBLISHED", "Architecture"]
-
-ACTIVATION_LAYERS: dict[str, Callable[[], nn.Module]] = {
-    "gelu": nn.GELU,
-    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
-    "relu": nn.ReLU,
-}
-"""What makes the module of each activation in :data:`reference.ACTIVATIONS`."""
+__all__ = ["PUBLISHED", "Architecture"]
 
 
 @dataclass(frozen=True)
@@ -37,10 +28,10 @@ class Architecture:
         """Return the reference model of this architecture, newly initialised, in eval mode.
 
         Raises:
-            ValueError: ``activation`` is none of :data:`ACTIVATION_LAYERS`, or a size is wrong.
+            ValueError: ``activation`` is not in :data:`activations.ACTIVATIONS`, or a size wrong.
         """
-        if self.activation not in ACTIVATION_LAYERS:
-            known = ", ".join(map(repr, ACTIVATION_LAYERS))
+        if self.activation not in ACTIVATIONS:
+            known = ", ".join(map(repr, ACTIVATIONS))
             raise ValueError(f"activation must be one of {known}, got {self.activation!r}")
         return ConvMixer(
             self.dim,
@@ -50,7 +41,7 @@ class Architecture:
             in_chans=self.in_chans,
             num_classes=self.num_classes,
             global_pool=self.global_pool,
-            act_layer=ACTIVATION_LAYERS[self.activation],
+            act_layer=ACTIVATIONS[self.activation].layer,
         ).eval()
 
 

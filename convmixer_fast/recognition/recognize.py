@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor, fx, nn
 
+from convmixer_fast.activations import ACTIVATIONS
 from convmixer_fast.errors import UnsupportedModelError
 from convmixer_fast.recognition.aten_graph import Dataflow, arguments, op_name, refuse, where
 from convmixer_fast.recognition.surroundings import surroundings
@@ -292,10 +293,13 @@ def _is_grouped(node: fx.Node) -> bool:
 
 
 def _activation(node: fx.Node) -> str | None:
-    name = op_name(node).rstrip("_")
-    if name == "gelu" and arguments(node)["approximate"] == "tanh":
-        return "gelu_tanh"
-    return name if name in ("relu", "gelu") else None
+    operation = op_name(node).rstrip("_")
+    for name, row in ACTIVATIONS.items():
+        if row.aten == operation:
+            found = arguments(node)
+            if all(found[key] == value for key, value in row.aten_arguments.items()):
+                return name
+    return None
 
 
 def _pair(value: Any) -> tuple[int, int]:

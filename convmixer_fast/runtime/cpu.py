@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convmixer_fast import _C
+from convmixer_fast.activations import ACTIVATIONS
 from convmixer_fast.spec import FoldedBlock, FoldedLayer, Head
 
 __all__ = ["CpuTrunk", "depthwise_block_cpu", "patch_embed_cpu", "pointwise_block_cpu"]
 
-_ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "relu": 2, "none": 3}
+_ACTIVATIONS = {name: row.cpu for name, row in ACTIVATIONS.items()} | {"none": 3}
 _RESULTS = {"features": 0, "mean": 1, "logits": 2}
 
 

@@ -24,13 +24,13 @@ def _mutations() -> Iterator[Mutation]:
         ("add_convolution_nd", "add_convolution_dn"),
         ("channel_axis=", "channel_axes="),
         ("keep_dims=", "keepdims="),
-        ("GELU_ERF", "GELU_EFR"),
         ("ElementWiseOperation", "ElementwiseOperation"),
         ("mark_output", "mark_outputs"),
         ("padding_nd", "padding_dn"),
         ("add_cast", "add_casting"),
     ):
-        yield Mutation("trt_network", right, wrong, "check_numbers_fp16")
+        yield Mutation("export.trt_network", right, wrong, "check_numbers_fp16")
+    yield Mutation("activations", "GELU_ERF", "GELU_EFR", "check_numbers_fp16")
     for right, wrong in (
         ("STRONGLY_TYPED", "STRONG_TYPED"),
         ("VERSION_COMPATIBLE", "VERSIONS_COMPATIBLE"),
@@ -40,9 +40,9 @@ def _mutations() -> Iterator[Mutation]:
         (".serialize()", ".serialise()"),
         ("set_shape", "set_shapes"),
     ):
-        yield Mutation("trt_build", right, wrong, "check_settings")
-    yield Mutation("trt_build", "parse_from_file", "parse_file", "check_onnx")
-    yield Mutation("trt_bindings", '"BF16"', '"BF61"', "check_numbers_bf16")
+        yield Mutation("export.trt_build", right, wrong, "check_settings")
+    yield Mutation("export.trt_build", "parse_from_file", "parse_file", "check_onnx")
+    yield Mutation("export.trt_bindings", '"BF16"', '"BF61"', "check_numbers_bf16")
     for right, wrong in (
         ("deserialize_cuda_engine", "deserialise_cuda_engine"),
         ("device_memory_size_v2", "device_memory_size_v3"),
@@ -51,13 +51,13 @@ def _mutations() -> Iterator[Mutation]:
         ("USER_MANAGED", "USERS_MANAGED"),
         ("TensorIOMode", "TensorIoMode"),
     ):
-        yield Mutation("trt_module", right, wrong, "check_module_runs")
+        yield Mutation("export.trt_module", right, wrong, "check_module_runs")
 
 
 MUTATIONS = tuple(_mutations())
 
 WRONG_LAYERS = tuple(
-    Mutation("trt_network", right, wrong, check)
+    Mutation("export.trt_network", right, wrong, check)
     for right, wrong, check in (
         ('("shift", block.shift)', '("shift", block.scale)', "check_numbers_fp32"),
         ("axes = (1 << 2)", "axes = (1 << 1)", "check_numbers_fp32"),
@@ -87,7 +87,7 @@ def mutated(mutation: Mutation) -> Iterator[None]:
 
     They change in place, because other modules have imported them already.
     """
-    module = sys.modules[f"convmixer_fast.export.{mutation.module}"]
+    module = sys.modules[f"convmixer_fast.{mutation.module}"]
     source = Path(str(module.__file__)).read_text()
     assert mutation.right in source, mutation
     changed: dict[str, Any] = {"__name__": module.__name__}

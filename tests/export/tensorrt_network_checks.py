@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from convmixer_fast import ConvMixer, fold, recognize
+from convmixer_fast.activations import ACTIVATIONS
 from convmixer_fast.export.trt_network import add_convmixer
 from convmixer_fast.models.convmixer import POOLS
 from convmixer_fast.models.randomize import randomize
@@ -34,7 +35,8 @@ def variants() -> dict[str, nn.Module]:
     found["columns"] = randomize(
         nn.Sequential(*locuslab(8, 1, 3, (2, 3)).eval()[:-3], nn.Linear(5, 4)).eval()
     )
-    found["relu"] = randomize(locuslab(8, 1, 7, (4, 5), act=nn.ReLU).eval())
+    for name, row in ACTIVATIONS.items():
+        found[name] = randomize(locuslab(8, 1, 7, (4, 5), act=row.layer).eval())
     tanh = partial(nn.GELU, approximate="tanh")
     found["gelu_tanh, even"] = randomize(locuslab(6, 2, 4, (3, 2), act=tanh).eval())
     found["no bias"] = randomize(locuslab(8, 1, 3, 3, bias=False, stem_chans=1).eval())

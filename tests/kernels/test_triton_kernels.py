@@ -15,6 +15,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from convmixer_fast import ops, reference
+from convmixer_fast.activations import ACTIVATIONS
 from convmixer_fast.kernels import (
     depthwise_block,
     depthwise_block_triton,
@@ -23,7 +24,6 @@ from convmixer_fast.kernels import (
     pointwise_block_triton,
 )
 from tests.kernels.triton_cases import (
-    ACTIVATIONS,
     DEVICE,
     DTYPES,
     TF32_ERROR,

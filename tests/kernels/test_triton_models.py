@@ -12,9 +12,9 @@ import torch
 
 from convmixer_fast import optimize
 from convmixer_fast.accuracy import LIMITS, relative_error
+from convmixer_fast.activations import ACTIVATIONS
 from convmixer_fast.models.published import PUBLISHED, Architecture
 from convmixer_fast.models.randomize import randomize
-from convmixer_fast.reference import ACTIVATIONS
 from convmixer_fast.runtime import backends
 from tests.sweeps import sparse
 from tests.tolerances import MODEL_TOL

@@ -9,11 +9,11 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from convmixer_fast import reference
+from convmixer_fast.activations import ACTIVATIONS
 from tests.tolerances import TOL
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-ACTIVATIONS = tuple(reference.ACTIVATIONS)
 BAND = 64
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])

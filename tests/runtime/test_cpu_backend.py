@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from convmixer_fast import _C, reference
+from convmixer_fast import _C
+from convmixer_fast.activations import ACTIVATIONS
 from convmixer_fast.runtime import cpu
 from tests.runtime.cpu_cases import (
-    ACTIVATIONS,
     CASES,
     Call,
     activation_error,
@@ -155,8 +155,8 @@ def test_special_values_of_activations() -> None:
     x = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -3e38, 3e38])
     x = x.repeat(7).view(1, 1, 1, -1)
     one = torch.ones(1, 1, 1, 1)
-    for activation, function in reference.ACTIVATIONS.items():
-        expected = function(x.double()).float()
+    for activation, row in ACTIVATIONS.items():
+        expected = row.function(x.double()).float()
         out = cpu.pointwise_block_cpu(x, one, None, None, None, activation)
         torch.testing.assert_close(out, expected, rtol=0, atol=1e-7, equal_nan=True)
         out = cpu.depthwise_block_cpu(x, one, None, None, None, activation, False)

@@ -14,9 +14,9 @@ pytest.importorskip(
 
 from convmixer_fast import fold, recognize
 from convmixer_fast.accuracy import relative_error
+from convmixer_fast.activations import ACTIVATIONS
 from convmixer_fast.models.published import Architecture
 from convmixer_fast.models.randomize import randomize
-from convmixer_fast.reference import ACTIVATIONS
 from convmixer_fast.runtime import cpu
 from convmixer_fast.runtime.cpu import CpuTrunk
 from tests.runtime.cpu_cases import run_python
