@@ -16,7 +16,7 @@ demo: $(READY) ## Classify real digits with the original and the optimized model
 	$(BIN)/convmixer-fast demo
 
 # On all cores; tests that share what takes long to make run one after the other.
-PYTEST = $(BIN)/python -m pytest -n auto --dist loadgroup
+PYTEST = $(BIN)/python -m pytest -n auto --dist loadgroup --max-worker-restart 0
 
 .PHONY: test
 test: $(READY) ## Run the tests, of long sweeps a few points (ARGS=options of pytest)

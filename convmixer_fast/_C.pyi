@@ -3,7 +3,7 @@
 BLOCK: int
 PANEL: int
 
-# Addresses of weight, bias, scale and shift; the activation: 0 (gelu), 1 (gelu_tanh), 2 (relu), 3.
+# Addresses of weight, bias, scale and shift; the activation's number, 0 for none.
 _Packed = tuple[int, int, int, int, int]
 
 def isa() -> str: ...

@@ -45,7 +45,8 @@ cpu::Epilogue to_epilogue(const Packed& packed) {
   check_address("scale", scale);
   check_address("shift", shift);
   if (activation < 0 || activation >= cpu::kActivationCount) {
-    throw std::invalid_argument("activation must be 0 (gelu), 1 (gelu_tanh), 2 (relu) or 3 (none), got " +
+    throw std::invalid_argument("activation must be from 0 to " +
+                                std::to_string(cpu::kActivationCount - 1) + ", got " +
                                 std::to_string(activation));
   }
   return {input(bias), input(scale), input(shift), static_cast<cpu::Activation>(activation)};

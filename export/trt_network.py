@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convmixer_fast.activations import ACTIVATIONS
+from convmixer_fast.activations import ACTIVATIONS, Activation
 from convmixer_fast.errors import TensorRTError, UnsupportedModelError
 from convmixer_fast.export.trt_bindings import data_type
 from convmixer_fast.spec import FoldedBlock, FoldedConvMixer, Head
@@ -121,8 +121,16 @@ class Layers:
             for key, value in properties.items():
                 setattr(layer, key, value)
         y = self.added(layer, name)
-        kind = getattr(self.trt.ActivationType, ACTIVATIONS[block.activation].tensorrt)
-        return self.added(self.network.add_activation(y, kind), f"{name}.act")
+        return self.activation(y, ACTIVATIONS[block.activation], f"{name}.act")
+
+    def activation(self, x: Any, row: Activation, name: str) -> Any:
+        """Add an activation: TensorRT's own, or x times a gate of TensorRT's."""
+        layer = self.network.add_activation(x, getattr(self.trt.ActivationType, row.tensorrt))
+        if layer is not None:
+            for key, value in row.tensorrt_parameters.items():
+                setattr(layer, key, value)
+        y = self.added(layer, name)
+        return self.elementwise(x, y, "PROD", f"{name}.gate") if row.tensorrt_gate else y
 
     def epilogue(self, y: Any, block: FoldedBlock, residual: Any | None, name: str) -> Any:
         """Add ``y * scale + shift``, plus ``residual``, computed in float32 and rounded once."""

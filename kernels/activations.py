@@ -55,7 +55,11 @@ def activate(x, ACTIVATION: tl.constexpr, EXACT: tl.constexpr, PTX: tl.constexpr
       written as ``x / (1 + exp(-2 v))``, which is the same function. Where ``exp``
       overflows the quotient is the limit, 0; NaN passes through every operation; and
       the left tail does not cancel, as ``1 + tanh`` does.
+    - ``"silu"``: ``x / (1 + exp(-x))`` (arXiv 1702.03118).
     - ``"relu"``: ``max(x, 0)``; the propagation of NaN must be asked for.
+    - ``"relu6"``: ``min(max(x, 0), 6)``.
+    - ``"hardswish"``: ``x * relu6(x + 3) / 6`` (arXiv 1905.02244).
+    - ``"leaky_relu"``: ``max(x, x / 100)``.
     """
     if ACTIVATION == "gelu":
         if EXACT:
@@ -75,9 +79,27 @@ def activate(x, ACTIVATION: tl.constexpr, EXACT: tl.constexpr, PTX: tl.constexpr
         else:
             # 2.3022081... = 2 * sqrt(2 / pi) * log2(e), and 0.044715 times that
             return x * _gate(x * (-0.10294324 * (x * x) - 2.302208198), PTX)
+    elif ACTIVATION == "silu":
+        if EXACT:
+            return x / (1.0 + tl.exp(-x))
+        else:
+            # log2(e)
+            return x * _gate(x * -1.4426950408889634, PTX)
+    elif ACTIVATION == "hardswish":
+        return x * (_relu6(x + 3.0) * (1.0 / 6.0))
+    elif ACTIVATION == "relu6":
+        return _relu6(x)
+    elif ACTIVATION == "leaky_relu":
+        return tl.maximum(x, 0.01 * x, propagate_nan=tl.PropagateNan.ALL)
     else:
         tl.static_assert(ACTIVATION == "relu", "unknown ACTIVATION")
         return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _relu6(x):
+    positive = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return tl.minimum(positive, 6.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit

@@ -22,7 +22,7 @@ from convmixer_fast.spec import FoldedBlock, FoldedLayer, Head
 
 __all__ = ["CpuTrunk", "depthwise_block_cpu", "patch_embed_cpu", "pointwise_block_cpu"]
 
-_ACTIVATIONS = {name: row.cpu for name, row in ACTIVATIONS.items()} | {"none": 3}
+_ACTIVATIONS = {name: row.cpu for name, row in ACTIVATIONS.items()} | {"none": 0}
 _RESULTS = {"features": 0, "mean": 1, "logits": 2}
 
 

@@ -8,7 +8,10 @@
 namespace convmixer_fast::cpu {
 namespace {
 
-// Both forms of GELU are x * (1 - Q(x)) with a Q that falls from 1 to 0 and Q(-x) = 1 - Q(x). With
+// Beyond it t * Q(t) of SiLU is below 1e-24 and stays constant.
+constexpr float kSiluLimit = 60.0F;
+
+// Both forms of GELU, and SiLU, are x * (1 - Q(x)) with a Q that falls from 1 to 0 and Q(-x) = 1 - Q(x). With
 // t = |x| that is relu(x) - t * Q(t): what is approximated is small where the result is large, so
 // what it costs stays below 1e-7 everywhere, and small results keep their digits. That matters, as
 // the BatchNorm behind a channel of small results has a large scale. Beyond kGeluLimit t * Q(t)
@@ -61,22 +64,40 @@ CONVMIXER_FAST_INLINE Vector<kWidth> gelu_tanh_tail(Vector<kWidth> t) {
   return e / (1.0F + e);
 }
 
+// Q of SiLU: 1 - 1 / (1 + exp(-t)).
+template <int kWidth>
+CONVMIXER_FAST_INLINE Vector<kWidth> silu_tail(Vector<kWidth> t) {
+  const Vector<kWidth> e = exp_of_minus<kWidth>(t);
+  return e / (1.0F + e);
+}
+
+// x * (1 - Q(x)), which both forms of GELU, and SiLU, are.
 template <Activation kActivation, int kWidth>
-CONVMIXER_FAST_INLINE Vector<kWidth> gelu(Vector<kWidth> x) {
+CONVMIXER_FAST_INLINE Vector<kWidth> gated(Vector<kWidth> x) {
   const Vector<kWidth> magnitude = absolute<kWidth>(x);
-  const Vector<kWidth> limit = broadcast<kWidth>(kGeluLimit);
+  const Vector<kWidth> limit =
+      broadcast<kWidth>(kActivation == Activation::kSilu ? kSiluLimit : kGeluLimit);
   const Vector<kWidth> t = magnitude < limit ? magnitude : limit;
   const Vector<kWidth> base = positive_part<kWidth>(x);  // NaN of minus infinity, as the formula
   if constexpr (kActivation == Activation::kGelu) {
     return subtract_gelu_tail<kWidth>(base, t);
-  } else {
+  } else if constexpr (kActivation == Activation::kGeluTanh) {
     return base - t * gelu_tanh_tail<kWidth>(t);
+  } else {
+    return base - t * silu_tail<kWidth>(t);
   }
 }
 
+// In these comparisons NaN is not less than anything, and stays.
 template <int kWidth>
 CONVMIXER_FAST_INLINE Vector<kWidth> relu(Vector<kWidth> x) {
-  return x < 0.0F ? Vector<kWidth>{} : x;  // NaN is not less than 0 and stays
+  return x < 0.0F ? Vector<kWidth>{} : x;
+}
+
+template <int kWidth>
+CONVMIXER_FAST_INLINE Vector<kWidth> relu6(Vector<kWidth> x) {
+  const Vector<kWidth> v = relu<kWidth>(x);
+  return v > 6.0F ? broadcast<kWidth>(6.0F) : v;
 }
 
 template <Activation kActivation, int kWidth>
@@ -85,8 +106,14 @@ CONVMIXER_FAST_INLINE Vector<kWidth> activate(Vector<kWidth> x) {
     return x;
   } else if constexpr (kActivation == Activation::kRelu) {
     return relu<kWidth>(x);
+  } else if constexpr (kActivation == Activation::kRelu6) {
+    return relu6<kWidth>(x);
+  } else if constexpr (kActivation == Activation::kHardswish) {
+    return x * (relu6<kWidth>(x + 3.0F) * (1.0F / 6.0F));
+  } else if constexpr (kActivation == Activation::kLeakyRelu) {
+    return x < 0.0F ? 0.01F * x : x;
   } else {
-    return gelu<kActivation, kWidth>(x);
+    return gated<kActivation, kWidth>(x);
   }
 }
 

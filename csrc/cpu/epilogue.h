@@ -47,8 +47,13 @@ Finish select_finish(Activation activation) {
     case Activation::kGelu: return finish<Activation::kGelu, kWidth>;
     case Activation::kGeluTanh: return finish<Activation::kGeluTanh, kWidth>;
     case Activation::kRelu: return finish<Activation::kRelu, kWidth>;
-    default: return finish<Activation::kNone, kWidth>;
+    case Activation::kSilu: return finish<Activation::kSilu, kWidth>;
+    case Activation::kRelu6: return finish<Activation::kRelu6, kWidth>;
+    case Activation::kHardswish: return finish<Activation::kHardswish, kWidth>;
+    case Activation::kLeakyRelu: return finish<Activation::kLeakyRelu, kWidth>;
+    case Activation::kNone: break;
   }
+  return finish<Activation::kNone, kWidth>;
 }
 
 }  // namespace

@@ -15,8 +15,18 @@ constexpr int kBlock = 16;
 // Output channels whose weights of a product lie together.
 constexpr int kPanel = 32;
 
-enum class Activation : int { kGelu = 0, kGeluTanh = 1, kRelu = 2, kNone = 3 };
-constexpr int kActivationCount = 4;
+// The numbers of convmixer_fast/activations.py; kNone is for a linear layer.
+enum class Activation : int {
+  kNone = 0,
+  kGelu = 1,
+  kGeluTanh = 2,
+  kRelu = 3,
+  kSilu = 4,
+  kRelu6 = 5,
+  kHardswish = 6,
+  kLeakyRelu = 7,
+};
+constexpr int kActivationCount = 8;
 
 // What follows the convolution: act(v + bias) * scale + shift. Each is padded to whole panels.
 struct Epilogue {

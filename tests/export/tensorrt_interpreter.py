@@ -146,10 +146,15 @@ class _Evaluation:
 
     def add_activation(self, layer, input, type) -> Value:
         x, kind = self.of(input)
+        alpha, beta = (layer._values.get(name) for name in ("alpha", "beta"))
         functions = {
+            self.trt.ActivationType.CLIP: lambda x: x.clamp(alpha, beta),
             self.trt.ActivationType.GELU_ERF: F.gelu,
             self.trt.ActivationType.GELU_TANH: lambda x: F.gelu(x, approximate="tanh"),
+            self.trt.ActivationType.HARD_SIGMOID: lambda x: (alpha * x + beta).clamp(0, 1),
+            self.trt.ActivationType.LEAKY_RELU: lambda x: F.leaky_relu(x, alpha),
             self.trt.ActivationType.RELU: F.relu,
+            self.trt.ActivationType.SIGMOID: F.sigmoid,
         }
         return functions[type](x), kind
 
