@@ -248,8 +248,8 @@ def test_shapes_that_one_op_refuses():
 def test_other_refusals(op):
     args = arguments(op)
     function = getattr(ops, op)
-    with pytest.raises(ValueError, match="activation must be one of 'gelu'.*got 'silu'"):
-        function(*args, activation="silu")
+    with pytest.raises(ValueError, match="activation must be one of 'gelu'.*got 'mish'"):
+        function(*args, activation="mish")
     with pytest.raises(ValueError, match=r"backend must be 'auto' or one of.*got 'cuda'"):
         function(*args, backend="cuda")
     with pytest.raises(BackendUnavailableError, match="'cpu' cannot run torch.float64"):

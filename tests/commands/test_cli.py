@@ -130,7 +130,7 @@ def test_verify_fails_on_a_wrong_result(run, monkeypatch):
         (("verify", "nothing_such"), "'nothing_such' is no file"),
         (("verify", "8/1/3/2", "--sizes", "12"), "sizes must be like 224x224,56x70"),
         (("verify", "8/1/3/2", "--sizes", "1x9"), "a size of 1x9 is smaller than a patch of 2"),
-        (("verify", "8/1/3/2", "--activation", "silu"), "activation must be one of 'gelu'"),
+        (("verify", "8/1/3/2", "--activation", "mish"), "activation must be one of 'gelu'"),
         (("verify", "8/1/3/2", "--dtypes", "int8"), "dtypes must be of float32"),
         (("verify", "8/1/3/2", "--backend", "gpu"), "backend must be 'auto' or one of"),
         (

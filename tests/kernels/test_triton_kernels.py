@@ -6,7 +6,6 @@ element that was never written, or was written outside, is seen.
 """
 
 from collections.abc import Callable
-from itertools import product
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from convmixer_fast import ops, reference
-from convmixer_fast.activations import ACTIVATIONS
 from convmixer_fast.kernels import (
     depthwise_block,
     depthwise_block_triton,
@@ -31,6 +29,7 @@ from tests.kernels.triton_cases import (
     check,
     depthwise_args,
     dtypes,
+    few_activations,
     make_vectors,
     pointwise_args,
     poisoned_outputs,  # noqa: F401 (a fixture for every test)
@@ -46,25 +45,27 @@ pytestmark = [
 
 
 @dtypes
-@activations
+@few_activations
 @pytest.mark.parametrize("kernel_size", [1, 3, 5, 7, 9, 11])
 def test_depthwise_kernel_sizes(kernel_size: int, activation: str, dtype: torch.dtype) -> None:
     x, weight = depthwise_args((1, 5, 7, 6), kernel_size, dtype)
     check(depthwise_block_triton, x, weight, *make_vectors(5), activation, True)
 
 
+@few_activations
 @pytest.mark.parametrize("residual", [True, False], ids=["residual", "plain"])
 @pytest.mark.parametrize("present", ["", "b", "s", "t", "bs", "bt", "st", "bst"])
-def test_depthwise_epilogues(present: str, residual: bool) -> None:
-    for activation, dtype in product(ACTIVATIONS, DTYPES):
+def test_depthwise_epilogues(present: str, residual: bool, activation: str) -> None:
+    for dtype in DTYPES:
         x, weight = depthwise_args((1, 5, 3, 4), 3, dtype)
         vectors = make_vectors(5, torch.float32, present)
         check(depthwise_block_triton, x, weight, *vectors, activation, residual)
 
 
+@few_activations
 @pytest.mark.parametrize("present", ["", "b", "s", "t", "bs", "bt", "st", "bst"])
-def test_pointwise_epilogues(present: str) -> None:
-    for activation, dtype in product(ACTIVATIONS, DTYPES):
+def test_pointwise_epilogues(present: str, activation: str) -> None:
+    for dtype in DTYPES:
         x, weight = pointwise_args((2, 20, 3, 4), 9, dtype)
         vectors = make_vectors(9, torch.float32, present)
         check(pointwise_block_triton, x, weight, *vectors, activation)
@@ -215,7 +216,8 @@ def test_special_values_reach_their_window_alone(
     x[0, 1, 1, 2] = float(value)
     out = check(pointwise_block_triton, x, weight, *make_vectors(5), activation)
     touched = ~out.isfinite()
-    assert touched.any()
+    # ReLU6 has a value for the infinities.
+    assert touched.any() == (value == "nan" or activation != "relu6")
     touched[0, :, 1, 2] = False
     assert not touched.any()
 

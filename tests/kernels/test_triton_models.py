@@ -46,7 +46,7 @@ def test_published_architectures(name, dtype):
     ("activation", "dtype"),
     sparse(
         itertools.product(ACTIVATIONS, MODEL_TOL),
-        lambda point: point in zip(ACTIVATIONS, MODEL_TOL, strict=True),
+        lambda point: point in zip(("gelu", "gelu_tanh", "relu"), MODEL_TOL, strict=True),
         ids=lambda point: f"{point[0]}-{point[1]}",
     ),
 )

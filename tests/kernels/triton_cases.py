@@ -10,6 +10,7 @@ pytest.importorskip("triton")
 
 from convmixer_fast import reference
 from convmixer_fast.activations import ACTIVATIONS
+from tests.sweeps import sparse
 from tests.tolerances import TOL
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -18,6 +19,10 @@ BAND = 64
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 activations = pytest.mark.parametrize("activation", ACTIVATIONS)
+few_activations = pytest.mark.parametrize(
+    "activation", sparse(ACTIVATIONS, ("gelu", "relu").__contains__)
+)
+"""For what does not depend on the activation."""
 
 
 @pytest.fixture(autouse=True)

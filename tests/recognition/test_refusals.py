@@ -134,9 +134,9 @@ REFUSED = {
         ),
         r"layer 1 .*expected a depthwise convolution.*found a pad",
     ),
-    "SiLU": (
-        lambda: _layer_with(depthwise_act=nn.SiLU()),
-        r"layer 1, depthwise \(4\.0\.fn\.1\): expected an activation.*found a silu",
+    "Mish": (
+        lambda: _layer_with(depthwise_act=nn.Mish()),
+        r"layer 1, depthwise \(4\.0\.fn\.1\): expected an activation.*found a mish",
     ),
     "no activation": (
         lambda: _layer_with(pointwise_act=nn.Identity()),
