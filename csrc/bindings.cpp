@@ -35,21 +35,24 @@ void check_address(const char* name, Address address) {
   if (address == 0) throw std::invalid_argument(std::string(name) + " has the address 0");
 }
 
-// Addresses of weight, bias, scale and shift, then the activation's number.
-using Packed = std::tuple<Address, Address, Address, Address, int>;
+// Addresses of weight, bias, scale, shift, gain and residual gain, then the activation's number.
+using Packed = std::tuple<Address, Address, Address, Address, Address, Address, int>;
 
 cpu::Epilogue to_epilogue(const Packed& packed) {
-  const auto& [weight, bias, scale, shift, activation] = packed;
+  const auto& [weight, bias, scale, shift, gain, residual_gain, activation] = packed;
   check_address("weight", weight);
   check_address("bias", bias);
   check_address("scale", scale);
   check_address("shift", shift);
+  check_address("gain", gain);
+  check_address("residual_gain", residual_gain);
   if (activation < 0 || activation >= cpu::kActivationCount) {
     throw std::invalid_argument("activation must be from 0 to " +
                                 std::to_string(cpu::kActivationCount - 1) + ", got " +
                                 std::to_string(activation));
   }
-  return {input(bias), input(scale), input(shift), static_cast<cpu::Activation>(activation)};
+  return {input(bias), input(scale),         input(shift),
+          input(gain), input(residual_gain), static_cast<cpu::Activation>(activation)};
 }
 
 cpu::ProductBlock to_product(const Packed& packed, int64_t channels_out, bool strassen = false) {

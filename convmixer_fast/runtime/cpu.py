@@ -11,6 +11,7 @@ packs once and runs all layers in one call.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -98,47 +99,97 @@ class Packed:
     Args:
         weight: packed.
         block: whose vectors are packed here.
-        channels: of the output.
+        gain: of the sums, (channels,); None for 1.
+        residual_gain: of a depthwise block's residual, (channels,); None for 1.
     """
 
-    def __init__(self, weight: Tensor, block: FoldedBlock, channels: int) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        block: FoldedBlock,
+        gain: Tensor | None = None,
+        residual_gain: Tensor | None = None,
+    ) -> None:
+        channels = block.weight.shape[0]
         padding = -channels % _C.PANEL
         vectors = [
             torch.full((channels,), fill, dtype=torch.float32, device="cpu")
             if vector is None
             else _float32(vector)
-            for vector, fill in ((block.bias, 0.0), (block.scale, 1.0), (block.shift, 0.0))
+            for vector, fill in (
+                *((block.bias, 0.0), (block.scale, 1.0), (block.shift, 0.0)),
+                *((gain, 1.0), (residual_gain, 1.0)),
+            )
         ]
         # Kept, as the kernels are given addresses.
         self.tensors = [weight, *(F.pad(vector, (0, padding)) for vector in vectors)]
-        weight_at, bias_at, scale_at, shift_at = (t.data_ptr() for t in self.tensors)
-        self.addresses = weight_at, bias_at, scale_at, shift_at, _ACTIVATIONS[block.activation]
+        weight_at, bias_at, scale_at, shift_at, *gains = (t.data_ptr() for t in self.tensors)
+        gain_at, residual_gain_at = gains
+        activation = _ACTIVATIONS[block.activation]
+        self.addresses = (
+            *(weight_at, bias_at, scale_at, shift_at),
+            *(gain_at, residual_gain_at, activation),
+        )
 
     @classmethod
-    def depthwise(cls, block: FoldedBlock) -> "Packed":
-        """Pack (C, 1, K, K) as (C / BLOCK, K * K, BLOCK)."""
-        return cls(_pack(block.weight, _C.BLOCK), block, block.weight.shape[0])
+    def depthwise(cls, block: FoldedBlock, gain: Tensor | None = None) -> "Packed":
+        """Pack (C, 1, K, K) as (C / BLOCK, K * K, BLOCK).
+
+        Args:
+            block: the block.
+            gain: (C,), of what it and the residual give; None for 1.
+        """
+        weight = _pack(block.weight, _C.BLOCK)
+        if gain is None:
+            return cls(weight, block)
+        scale = gain if block.scale is None else block.scale.detach() * gain
+        shift = None if block.shift is None else block.shift.detach() * gain
+        return cls(weight, replace(block, scale=scale, shift=shift), residual_gain=gain)
 
     @classmethod
     def product(cls, block: FoldedBlock) -> "Packed":
         """Pack (C_out, C_in, P_h, P_w) as (C_out / PANEL, C_in * P_h * P_w, PANEL)."""
-        return cls(_pack(block.weight, _C.PANEL), block, block.weight.shape[0])
+        return cls(_pack(block.weight, _C.PANEL), block)
 
     @classmethod
-    def strassen(cls, block: FoldedBlock) -> "Packed":
-        """Pack (C_out, C_in, 1, 1) for Strassen's products; see csrc/cpu/kernels.h.
+    def strassen_layer(cls, layer: FoldedLayer) -> tuple["Packed", "Packed"]:
+        """Pack a layer whose product is Strassen's; see csrc/cpu/kernels.h.
 
-        To (C_out / 2 / PANEL, 7, C_in / 2, PANEL). The sums of blocks of weights are made in
-        float64, and rounded once.
+        The pointwise weight (C_out, C_in, 1, 1) to (C_out / 2 / PANEL, 7, C_in / 2, PANEL), all its
+        rows and columns scaled to be alike. The sums of blocks of weights are made in float64, and
+        rounded once.
         """
-        channels, depth = block.weight.shape[:2]
-        matrix = block.weight.detach().double().flatten(1).T
+        weight = layer.pointwise.weight.detach().double().flatten(1)
+        of_rows, of_columns = _equilibration(weight)
+        matrix = (of_rows[:, None] * weight * of_columns).T
         (b11, b12), (b21, b22) = (rows.chunk(2, 1) for rows in matrix.chunk(2, 0))
         t1, t3 = b12 - b11, b22 - b12
         t2 = b22 - t1
         factors = torch.stack((b11, b21, b22, t2 - b21, t1, t2, t3))
-        weight = factors.view(7, depth // 2, -1, _C.PANEL).permute(2, 0, 1, 3)
-        return cls(_float32(weight), block, channels)
+        packed = factors.unflatten(2, (-1, _C.PANEL)).permute(2, 0, 1, 3)
+        # Of a channel without weights what is left of its partner's sums must not stay.
+        gain = torch.where((weight == 0).all(1), 0.0, 1 / of_rows)
+        pointwise = cls(_float32(packed), layer.pointwise, gain=gain)
+        return cls.depthwise(layer.depthwise, _float32(1 / of_columns)), pointwise
+
+
+_MOST_SCALED = 2.0**40
+"""Of a channel: with more, what is scaled might leave float32's range."""
+
+
+def _equilibration(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return powers of two for the rows and the columns of a matrix that make them alike.
+
+    Alike in their root mean square, after a few rounds of scaling rows and columns in turn; what is
+    zero, or not finite, is left as it is.
+    """
+    rows, columns = torch.ones_like(weight[:, 0]), torch.ones_like(weight[0])
+    for _ in range(4):
+        for own, others, dim in ((columns, rows[:, None], 0), (rows, columns, 1)):
+            size = (weight * others).square().mean(dim).sqrt()
+            scale = torch.exp2(-size.log2().round()).clamp(1 / _MOST_SCALED, _MOST_SCALED)
+            own.copy_(torch.where(size.isfinite() & (size > 0), scale, 1.0))
+    return rows, columns
 
 
 _LEAST_STRASSEN_CHANNELS = 256
@@ -158,6 +209,7 @@ class CpuTrunk:
         stem: the patch embedding.
         layers: the layers.
         head: the linear layer on the mean over the positions; without it there are no logits.
+        fast_products: whether Strassen's products are used where they suit.
 
     Tensors may be of any dtype, and are copied. Widths must fit together: nothing is checked here.
 
@@ -167,7 +219,12 @@ class CpuTrunk:
     """
 
     def __init__(
-        self, stem: FoldedBlock, layers: Sequence[FoldedLayer], head: Head | None = None
+        self,
+        stem: FoldedBlock,
+        layers: Sequence[FoldedLayer],
+        head: Head | None = None,
+        *,
+        fast_products: bool = True,
     ) -> None:
         self._channels, in_channels, patch_h, patch_w = stem.weight.shape
         self._patch = patch_h, patch_w
@@ -176,9 +233,13 @@ class CpuTrunk:
         self._trunk = _C.Trunk(packed.addresses, in_channels, patch_h, patch_w, self._channels)
         done: dict[int, tuple[Packed, Packed]] = {}
         for layer in layers:
+            strassen = fast_products and _suits_strassen(layer.pointwise)
             if id(layer) not in done:  # a layer may stand at several positions
-                pack = Packed.strassen if _suits_strassen(layer.pointwise) else Packed.product
-                done[id(layer)] = Packed.depthwise(layer.depthwise), pack(layer.pointwise)
+                done[id(layer)] = (
+                    Packed.strassen_layer(layer)
+                    if strassen
+                    else (Packed.depthwise(layer.depthwise), Packed.product(layer.pointwise))
+                )
             depthwise, pointwise = done[id(layer)]
             self._packed += [depthwise, pointwise]
             self._channels = layer.pointwise.weight.shape[0]
@@ -187,7 +248,7 @@ class CpuTrunk:
                 layer.depthwise.weight.shape[-1],
                 pointwise.addresses,
                 self._channels,
-                _suits_strassen(layer.pointwise),
+                strassen,
             )
         self._classes = 0
         if head is not None and head.weight is not None:

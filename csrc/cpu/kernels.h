@@ -28,16 +28,25 @@ enum class Activation : int {
 };
 constexpr int kActivationCount = 8;
 
-// What follows the convolution: act(v + bias) * scale + shift. Each is padded to whole panels.
+// What follows the convolution: act(v * gain + bias) * scale + shift. Each is padded to whole panels.
+// The gains are 1, or powers of two that undo the scaling of a product's operands (strassen_tile.h).
 struct Epilogue {
   const float* bias;
   const float* scale;
   const float* shift;
+  const float* gain;           // of the sum
+  const float* residual_gain;  // of what a depthwise convolution adds
   Activation activation;
+
+  // From a channel on, the first of a block.
+  Epilogue from(int64_t channel) const {
+    return {bias + channel, scale + channel,         shift + channel,
+            gain + channel, residual_gain + channel, activation};
+  }
 };
 
-// y = act(depthwise_conv(x) + bias) * scale + shift (+ x) for the pixels [begin, end) of an image,
-// in raster order, and all channels.
+// y = act(depthwise_conv(x) * gain + bias) * scale + shift (+ x * residual_gain) for the pixels
+// [begin, end) of an image, in raster order, and all channels.
 struct DepthwiseTile {
   const float* x;       // (blocks, height * width, kBlock)
   const float* weight;  // (blocks, kernel_size * kernel_size, kBlock)
@@ -53,7 +62,7 @@ struct DepthwiseTile {
   int64_t y_block_stride;  // floats
 };
 
-// z = act(weight * y + bias) * scale + shift for a number of pixels.
+// z = act(weight * y * gain + bias) * scale + shift for a number of pixels.
 struct PointwiseTile {
   const float* y;          // (depth / kBlock, ..., kBlock), from the first pixel on
   int64_t y_block_stride;  // floats

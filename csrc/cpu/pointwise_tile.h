@@ -110,7 +110,7 @@ void pointwise_tile(const PointwiseTile& tile) {
                                              end - begin, blocks * kBlock, sums);
       for (int64_t block = 0; block < blocks; ++block) {
         finish(sums + block * (end - begin) * kBlock, end - begin,
-               BlockEpilogue(tile.epilogue, first_block + block), nullptr,
+               tile.epilogue.from((first_block + block) * kBlock), nullptr,
                tile.z + (first_block + block) * tile.z_block_stride + begin * kBlock);
       }
     }

@@ -6,6 +6,12 @@
 //   S1 = A21 + A22, S2 = S1 - A11, S3 = A11 - A21, S4 = A12 - S2
 //   P1 = A11 B11, P2 = A12 B21, P3 = S4 B22, P4 = A22 T4, P5 = S1 T1, P6 = S2 T2, P7 = S3 T3
 //   C11 = P1 + P2, C12 = P1 + P6 + P5 + P3, C21 = P1 + P6 + P7 - P4, C22 = P1 + P6 + P7 + P5
+//
+// These sums mix input channels and output channels: where one is much larger than the other, its
+// rounding errors are large beside what the other contributes. So the weights are packed scaled by
+// powers of two, such that all rows and columns are alike: inputs come scaled (residual_gain of the
+// depthwise block before), and the epilogue's gain undoes the scaling of the outputs. Both are exact.
+// They mix pixels too, and pixels are as they are: see csrc/README.md.
 #pragma once
 
 #include "pointwise_tile.h"
@@ -134,7 +140,7 @@ class Strassen {
       const int64_t pixel = quarter < 2 ? top(group) : bottom(group);
       for (int64_t i = 0; i < kPanel / kBlock; ++i) {
         const int64_t block = first + i + quarter % 2 * (product_.blocks / 2);
-        finish_(p[quarter] + i * count * kBlock, count, BlockEpilogue(product_.epilogue, block),
+        finish_(p[quarter] + i * count * kBlock, count, product_.epilogue.from(block * kBlock),
                 nullptr, product_.z + block * product_.z_block_stride + pixel * kBlock);
       }
     }

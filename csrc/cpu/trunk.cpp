@@ -335,13 +335,10 @@ void run_depthwise(const DepthwiseBlock& block, const float* x, int64_t images, 
     float* input = parts + participant * part;
     float* result = input + read_floats;
     to_blocks(x + at, channels, pixels, read * width, read_end * width, input, read_floats);
-    Epilogue epilogue = block.epilogue;
-    epilogue.bias += first * kBlock;
-    epilogue.scale += first * kBlock;
-    epilogue.shift += first * kBlock;
-    isa.depthwise_tile({input, block.weight + first * taps * kBlock, epilogue, block.residual, 1,
-                        read_end - read, width, block.kernel_size, (row - read) * width,
-                        (end - read) * width, result, part});
+    isa.depthwise_tile({input, block.weight + first * taps * kBlock,
+                        block.epilogue.from(first * kBlock), block.residual, 1, read_end - read,
+                        width, block.kernel_size, (row - read) * width, (end - read) * width,
+                        result, part});
     from_blocks(result, part, channels, pixels, row * width, end * width, out + at);
   });
 }

@@ -29,14 +29,15 @@ int64_t to_panels(int64_t channels) { return divide_up(channels, kPanel) * kPane
 
 // Vectors are padded to whole panels with zeros.
 struct Vectors {
-  Floats bias, scale, shift;
+  Floats bias, scale, shift, ones;
 
   explicit Vectors(int64_t channels)
-      : bias(random(channels)), scale(random(channels)), shift(random(channels)) {
-    for (Floats* vector : {&bias, &scale, &shift}) vector->resize(to_panels(channels));
+      : bias(random(channels)), scale(random(channels)), shift(random(channels)),
+        ones(channels, 1.0F) {
+    for (Floats* vector : {&bias, &scale, &shift, &ones}) vector->resize(to_panels(channels));
   }
   Epilogue epilogue(Activation activation) const {
-    return {bias.data(), scale.data(), shift.data(), activation};
+    return {bias.data(), scale.data(), shift.data(), ones.data(), ones.data(), activation};
   }
   double apply(double sum, int64_t c, Activation activation) const {
     const double v = sum + bias[c];
