@@ -25,7 +25,7 @@ def optimize(
     cuda_graphs: str | bool = "auto",
     static_output: bool = False,
     chunk: int | None = None,
-    fast_products: bool = True,
+    fast_products: bool = False,
 ) -> FusedConvMixer:
     """Return a module that computes what ``model`` does, faster.
 
@@ -46,9 +46,10 @@ def optimize(
             in the L2 cache and take less memory. None computes all together, or as many as
             :meth:`FusedConvMixer.tune` found to be fastest.
         fast_products: on a CPU, whether pointwise convolutions of 256 channels and more use
-            Strassen's algorithm. It computes positions in pairs: a NaN or an infinity at one
-            reaches the other, and a position much smaller than its partner has the partner's
-            absolute error. False computes each position by itself.
+            Strassen's algorithm: 7 multiplications for 8. Whether that is faster depends on the
+            processor (csrc/README.md); weights take 7/4 of the memory. Positions are then computed
+            in pairs: a NaN or an infinity at one reaches the other, and a position much smaller
+            than its partner has the partner's absolute error.
 
     Returns:
         The optimized module, on the model's device, for inference only.

@@ -224,7 +224,7 @@ class CpuTrunk:
         layers: Sequence[FoldedLayer],
         head: Head | None = None,
         *,
-        fast_products: bool = True,
+        fast_products: bool = False,
     ) -> None:
         self._channels, in_channels, patch_h, patch_w = stem.weight.shape
         self._patch = patch_h, patch_w

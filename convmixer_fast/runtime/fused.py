@@ -44,7 +44,7 @@ class FusedConvMixer(ConvMixerInterface):
         fast_products: see :func:`optimize`.
     """
 
-    fast_products = True
+    fast_products = False
     """Of modules that were pickled without it."""
     source_head: nn.Module | None
     """The source's own head, where it is not a plain one; then ``head`` is not used."""
@@ -57,7 +57,7 @@ class FusedConvMixer(ConvMixerInterface):
         cuda_graphs: str | bool = "auto",
         static_output: bool = False,
         chunk: int | None = None,
-        fast_products: bool = True,
+        fast_products: bool = False,
     ) -> None:
         super().__init__()
         self.backend = backend

@@ -15,6 +15,8 @@ namespace {
 constexpr int64_t kSumDepth = 64;
 
 constexpr int kPrefetchSteps = 8;
+constexpr int64_t kLine = 64 / sizeof(float);  // of a cache
+constexpr int64_t kNearFloats = 128 * 1024;    // weights of a layer that stay in an L2 cache
 
 struct Product {
   const float* y;  // the first pixel, in the first block of the piece of depth
@@ -23,6 +25,8 @@ struct Product {
   const float* weight;  // (depth, kPanel), from the first channel on
   bool accumulate;
   float* sums;  // (..., kBlock), one row a pixel
+  const float* next;   // what will be read next: brought into the L2 cache meanwhile,
+  int64_t next_lines;  // so many lines with each block of the depth
 };
 
 using Multiply = void (*)(const Product& product);
@@ -36,8 +40,12 @@ __attribute__((noinline)) void multiply(const Product& product) {
   Vector<kWidth> sum[kRows][kVectors] = {};
   const float* weight = product.weight;
   const float* y = product.y;
+  const float* next = product.next;
   for (int64_t begin = 0; begin < product.depth; begin += kBlock, y += product.y_block_stride) {
     const int64_t steps = smaller(kBlock, product.depth - begin);
+    for (int64_t line = 0; line < product.next_lines; ++line, next += kLine) {
+      __builtin_prefetch(next, 0, 2);
+    }
     for (int64_t k = 0; k < steps; ++k, weight += kPanel) {
       Vector<kWidth> w[kVectors];
 #pragma GCC unroll 4
@@ -74,7 +82,8 @@ Multiply select_multiply(int64_t rows) {
 // sums (columns / kBlock, rows, kBlock) = y (rows) * weight (depth, kPanel), for its first columns.
 template <int kRows, int kVectors, int kWidth>
 void multiply_rows(const float* y, int64_t y_block_stride, int64_t depth, const float* weight,
-                   int64_t rows, int64_t columns, float* sums) {
+                   int64_t rows, int64_t columns, float* sums, const float* next = nullptr,
+                   int64_t next_lines = 0) {
   const Multiply multiply = select_multiply<kRows, kVectors, kWidth>(rows);
   for (int64_t column = 0; column < columns; column += kVectors * kWidth) {
     Product product{};
@@ -85,6 +94,9 @@ void multiply_rows(const float* y, int64_t y_block_stride, int64_t depth, const 
       product.depth = smaller(kSumDepth, depth - begin);
       product.weight = weight + begin * kPanel + column;
       product.accumulate = begin > 0;
+      // Once for all columns.
+      product.next = next + begin / kBlock * next_lines * kLine;
+      product.next_lines = column == 0 ? next_lines : 0;
       multiply(product);
     }
   }
@@ -97,6 +109,11 @@ void pointwise_tile(const PointwiseTile& tile) {
   const int64_t panels = (tile.blocks * kBlock + kPanel - 1) / kPanel;
   // Rows are shared out evenly, so that no small register tile is left over.
   const int64_t row_tiles = (tile.pixels + kRows - 1) / kRows;
+  // While a panel is used the next one is brought near, a part of it with each row tile; what lies
+  // behind the last one may be anything, as prefetching does not fault. Few weights stay near.
+  const int64_t depth_blocks = (tile.depth + kBlock - 1) / kBlock;
+  const bool few = panels * tile.depth * kPanel <= kNearFloats;
+  const int64_t next_lines = few ? 0 : (kPanel * kBlock / kLine + row_tiles - 1) / row_tiles;
   alignas(64) float sums[kPanel * kRows];
   for (int64_t panel = 0; panel < panels; ++panel) {
     for (int64_t i = 0; i < row_tiles; ++i) {
@@ -107,7 +124,10 @@ void pointwise_tile(const PointwiseTile& tile) {
       multiply_rows<kRows, kVectors, kWidth>(tile.y + begin * kBlock, tile.y_block_stride,
                                              tile.depth,
                                              tile.weight + panel * tile.depth * kPanel,
-                                             end - begin, blocks * kBlock, sums);
+                                             end - begin, blocks * kBlock, sums,
+                                             tile.weight + (panel + 1) * tile.depth * kPanel +
+                                                 i * next_lines * depth_blocks * kLine,
+                                             next_lines);
       for (int64_t block = 0; block < blocks; ++block) {
         finish(sums + block * (end - begin) * kBlock, end - begin,
                tile.epilogue.from((first_block + block) * kBlock), nullptr,

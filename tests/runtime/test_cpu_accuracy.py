@@ -1,7 +1,8 @@
 """Products of the CPU engine are accurate whatever the scales of channels; the bound for pixels.
 
 Strassen's products, from 256 channels on, add inputs, weights and results of different channels
-and pixels. Eager PyTorch's error, against float64, is the measure.
+and pixels. Eager PyTorch's error, against float64, is the measure. Of 1,000 patterns as in
+test_random_scales the worst ratio to it was WORST_PLAIN, with Strassen's products WORST_FAST.
 """
 
 import copy
@@ -23,6 +24,10 @@ from tests.sweeps import sparse
 
 WIDTH = 256
 """The first with Strassen's products."""
+LIMITS = {False: 2, True: 3}
+"""By ``fast_products``: the largest ratio to eager's error."""
+
+products = pytest.mark.parametrize("fast_products", LIMITS, ids=["plain", "strassen"])
 
 
 def recalibrated(model, images):
@@ -71,37 +76,40 @@ def scale_inputs(model, scales):
         conv.weight.data /= scales[None, :, None, None]
 
 
+@products
 @pytest.mark.parametrize("scale", [1.0, 0.1, 0.01, 0.001, 1e-6, 1e6])
-def test_outputs_of_two_scales(scale):
+def test_outputs_of_two_scales(scale, fast_products):
     model, images = convmixer(), torch.randn(16, 3, 32, 32)
     scales = torch.ones(WIDTH)
     scales[WIDTH // 2 :] = scale
     scale_outputs(model, scales)
     recalibrated(model, images)
-    eager, ours = errors(model, images)
+    eager, ours = errors(model, images, fast_products=fast_products)
     print(f"eager {eager:.1e}, ours {ours:.1e}")
-    assert ours <= 2 * eager
+    assert ours <= LIMITS[fast_products] * eager
 
 
-def test_channels_that_are_nearly_dead():
+@products
+def test_channels_that_are_nearly_dead(fast_products):
     """As in published networks, whose running variances go down to 1e-14."""
     model, images = convmixer(), torch.randn(16, 3, 32, 32)
     scales = torch.ones(WIDTH)
     scales[[5, 200]] = 1e-3
     scale_outputs(model, scales)
     recalibrated(model, images)
-    eager, ours = errors(model, images)
+    eager, ours = errors(model, images, fast_products=fast_products)
     print(f"eager {eager:.1e}, ours {ours:.1e}")
-    assert ours <= 2 * eager
+    assert ours <= LIMITS[fast_products] * eager
 
 
 PATTERNS = 20
 """Of random scales; the first stand for the others."""
 
 
+@products
 @pytest.mark.parametrize("seed", sparse(range(PATTERNS), lambda seed: seed < 4))
 @pytest.mark.parametrize("side", ["out", "in", "both"])
-def test_random_scales(side, seed):
+def test_random_scales(side, seed, fast_products):
     model, images = convmixer(seed), torch.randn(16, 3, 32, 32)
     generator = torch.Generator().manual_seed(seed)
     magnitude = (1, 3, 6)[seed % 3]
@@ -113,9 +121,9 @@ def test_random_scales(side, seed):
     recalibrated(model, images)
     if side != "out":
         scale_inputs(model, inputs)
-    eager, ours = errors(model, images)
+    eager, ours = errors(model, images, fast_products=fast_products)
     print(f"eager {eager:.1e}, ours {ours:.1e}")
-    assert ours <= 2 * eager
+    assert ours <= LIMITS[fast_products] * eager
 
 
 def product(weight, pixels, **options):
@@ -141,9 +149,10 @@ def exact_product(weight, pixels):
 exponents = st.integers(0, 6)
 
 
+@products
 @given(seed=st.integers(0, 2**31), out=exponents, inside=exponents, compensated=st.booleans())
 @settings(max_examples=25, deadline=None, derandomize=True)
-def test_every_output_channel_has_its_digits(seed, out, inside, compensated):
+def test_every_output_channel_has_its_digits(fast_products, seed, out, inside, compensated):
     """Each channel's error is small beside itself: a BatchNorm may follow that enlarges it."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -155,7 +164,7 @@ def test_every_output_channel_has_its_digits(seed, out, inside, compensated):
     weight = torch.randn(WIDTH, WIDTH, generator=generator) * of_outputs[:, None]
     if compensated:
         weight = weight / of_inputs
-    found = product(weight, pixels).double()
+    found = product(weight, pixels, fast_products=fast_products).double()
     exact = exact_product(weight, pixels)
     # Beside what is added up: a sum may cancel.
     size = pixels.double() @ weight.double().abs().T
@@ -168,12 +177,12 @@ def test_zero_and_special_weights_are_left_as_they_are():
     weight = torch.randn(WIDTH, WIDTH)
     weight[3], weight[:, 7] = 0.0, 0.0
     pixels = torch.rand(28, WIDTH)
-    found = product(weight, pixels)
+    found = product(weight, pixels, fast_products=True)
     assert (found[:, 3] == 0).all()
     exact = exact_product(weight, pixels)
     assert relative_error(found, exact) <= 2e-6
     weight[9, 9] = float("nan")
-    assert product(weight, pixels)[:, 9].isnan().all()
+    assert product(weight, pixels, fast_products=True)[:, 9].isnan().all()
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e-6])
@@ -183,30 +192,31 @@ def test_a_small_pixel_has_its_partners_absolute_error_at_most(scale):
     pixels[:14] *= scale
     exact = exact_product(weight, pixels)
     largest = exact.abs().max()
-    error = (product(weight, pixels).double() - exact).abs()
+    error = (product(weight, pixels, fast_products=True).double() - exact).abs()
     assert error.max() <= 2e-6 * largest
-    plain = (product(weight, pixels, fast_products=False).double() - exact).abs()
+    plain = (product(weight, pixels).double() - exact).abs()
     assert plain[:14].max() <= 2e-6 * exact[:14].abs().max()
 
 
-def test_without_fast_products_a_nan_stays_at_its_pixel():
+def test_a_nan_stays_at_its_pixel():
     weight, pixels = torch.randn(WIDTH, WIDTH), torch.rand(28, WIDTH)
     pixels[3, 5] = float("nan")
-    plain = product(weight, pixels, fast_products=False).isnan()
+    plain = product(weight, pixels).isnan()
     assert plain[3].all()
     assert plain.any(1).sum() == 1
-    # With them it reaches its partner; the pixel in the middle of a group has two.
-    assert plain.any(1).sum() < product(weight, pixels).isnan().any(1).sum() <= 3
+    # With Strassen's it reaches its partner; the pixel in the middle of a group has two.
+    fast = product(weight, pixels, fast_products=True).isnan()
+    assert plain.any(1).sum() < fast.any(1).sum() <= 3
 
 
 def test_the_option_is_the_modules():
     model, images = convmixer(), torch.randn(2, 3, 32, 32)
-    plain = optimize(model, backend="cpu", fast_products=False)
-    twin = copy.deepcopy(plain)
+    fast = optimize(model, backend="cpu", fast_products=True)
+    twin = copy.deepcopy(fast)
     folded = fold(recognize(model))
-    trunk = CpuTrunk(folded.stem, folded.layers, folded.head, fast_products=False)
+    trunk = CpuTrunk(folded.stem, folded.layers, folded.head, fast_products=True)
     with torch.inference_mode():
         expected = trunk(images, "logits")
-        assert torch.equal(plain(images), expected)
+        assert torch.equal(fast(images), expected)
         assert torch.equal(twin(images), expected)
         assert not torch.equal(optimize(model, backend="cpu")(images), expected)

@@ -36,14 +36,19 @@ ARCHITECTURES = {
 cases = pytest.mark.parametrize("case", ARCHITECTURES.values(), ids=ARCHITECTURES)
 
 
-def make(architecture: Architecture, seed: int = 0):
+def make(architecture: Architecture, seed: int = 0, fast_products: bool = True):
     model = randomize(architecture.build(), seed)
     folded = fold(recognize(model))
-    return model, CpuTrunk(folded.stem, folded.layers)
+    return model, CpuTrunk(folded.stem, folded.layers, fast_products=fast_products)
 
 
 def check(architecture, shape) -> None:
-    model, trunk = make(architecture)
+    for fast_products in (False, True):
+        check_products(architecture, shape, fast_products)
+
+
+def check_products(architecture, shape, fast_products) -> None:
+    model, trunk = make(architecture, fast_products=fast_products)
     x = torch.randn(shape)
     exact = copy.deepcopy(model).double()
     with torch.no_grad():
