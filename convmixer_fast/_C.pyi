@@ -3,8 +3,8 @@
 BLOCK: int
 PANEL: int
 
-# Addresses of weight, bias, scale, shift, gain and residual gain; the activation's number, 0: none.
-_Packed = tuple[int, int, int, int, int, int, int]
+# Addresses of weight, bias, scale and shift; the activation's number, 0 for none.
+_Packed = tuple[int, int, int, int, int]
 
 def isa() -> str: ...
 def pack(matrix: int, rows: int, depth: int, lanes: int, packed: int, threads: int) -> None: ...
@@ -44,7 +44,6 @@ class Trunk:
         kernel_size: int,
         pointwise: _Packed,
         channels_out: int,
-        strassen: bool,
     ) -> None: ...
     def set_head(self, head: _Packed, channels_out: int) -> None: ...
     def run(

@@ -25,7 +25,6 @@ def optimize(
     cuda_graphs: str | bool = "auto",
     static_output: bool = False,
     chunk: int | None = None,
-    fast_products: bool = False,
 ) -> FusedConvMixer:
     """Return a module that computes what ``model`` does, faster.
 
@@ -45,11 +44,6 @@ def optimize(
         chunk: on a GPU, how many images are computed at a time: activations of few images stay
             in the L2 cache and take less memory. None computes all together, or as many as
             :meth:`FusedConvMixer.tune` found to be fastest.
-        fast_products: on a CPU, whether pointwise convolutions of 256 channels and more use
-            Strassen's algorithm: 7 multiplications for 8. Whether that is faster depends on the
-            processor (csrc/README.md); weights take 7/4 of the memory. Positions are then computed
-            in pairs: a NaN or an infinity at one reaches the other, and a position much smaller
-            than its partner has the partner's absolute error.
 
     Returns:
         The optimized module, on the model's device, for inference only.
@@ -71,12 +65,7 @@ def optimize(
     with torch.inference_mode(False), torch.no_grad():
         folded = fold(recognize(model, example_input), dtype)
         fused = FusedConvMixer(
-            folded,
-            backend,
-            cuda_graphs=cuda_graphs,
-            static_output=static_output,
-            chunk=chunk,
-            fast_products=fast_products,
+            folded, backend, cuda_graphs=cuda_graphs, static_output=static_output, chunk=chunk
         )
         if dtype is not None:
             # The source's own modules around the trunk follow, as by model.to(dtype).

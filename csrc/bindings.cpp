@@ -35,30 +35,27 @@ void check_address(const char* name, Address address) {
   if (address == 0) throw std::invalid_argument(std::string(name) + " has the address 0");
 }
 
-// Addresses of weight, bias, scale, shift, gain and residual gain, then the activation's number.
-using Packed = std::tuple<Address, Address, Address, Address, Address, Address, int>;
+// Addresses of weight, bias, scale and shift, then the activation's number.
+using Packed = std::tuple<Address, Address, Address, Address, int>;
 
 cpu::Epilogue to_epilogue(const Packed& packed) {
-  const auto& [weight, bias, scale, shift, gain, residual_gain, activation] = packed;
+  const auto& [weight, bias, scale, shift, activation] = packed;
   check_address("weight", weight);
   check_address("bias", bias);
   check_address("scale", scale);
   check_address("shift", shift);
-  check_address("gain", gain);
-  check_address("residual_gain", residual_gain);
   if (activation < 0 || activation >= cpu::kActivationCount) {
     throw std::invalid_argument("activation must be from 0 to " +
                                 std::to_string(cpu::kActivationCount - 1) + ", got " +
                                 std::to_string(activation));
   }
-  return {input(bias), input(scale),         input(shift),
-          input(gain), input(residual_gain), static_cast<cpu::Activation>(activation)};
+  return {input(bias), input(scale), input(shift), static_cast<cpu::Activation>(activation)};
 }
 
-cpu::ProductBlock to_product(const Packed& packed, int64_t channels_out, bool strassen = false) {
+cpu::ProductBlock to_product(const Packed& packed, int64_t channels_out) {
   check_at_least("channels_out", channels_out, 1);
   const cpu::Epilogue epilogue = to_epilogue(packed);
-  return {input(std::get<0>(packed)), epilogue, channels_out, strassen};
+  return {input(std::get<0>(packed)), epilogue, channels_out};
 }
 
 cpu::DepthwiseBlock to_depthwise(const Packed& packed, int64_t channels, int64_t kernel_size,
@@ -133,14 +130,9 @@ class Trunk {
   }
 
   void add_layer(const Packed& depthwise, int64_t kernel_size, const Packed& pointwise,
-                 int64_t channels_out, bool strassen) {
-    if (strassen && (channels_ % (2 * cpu::kBlock) != 0 || channels_out % (2 * cpu::kPanel) != 0)) {
-      throw std::invalid_argument("strassen needs whole pairs of blocks and panels, got " +
-                                  std::to_string(channels_) + " and " +
-                                  std::to_string(channels_out) + " channels");
-    }
+                 int64_t channels_out) {
     trunk_.layers.push_back({to_depthwise(depthwise, channels_, kernel_size, true),
-                             to_product(pointwise, channels_out, strassen)});
+                             to_product(pointwise, channels_out)});
     channels_ = channels_out;
   }
 
@@ -192,7 +184,7 @@ PYBIND11_MODULE(_C, module) {
       .def(py::init<const Packed&, int64_t, int64_t, int64_t, int64_t>(), arg("stem"),
            arg("channels"), arg("patch_h"), arg("patch_w"), arg("channels_out"))
       .def("add_layer", &Trunk::add_layer, arg("depthwise"), arg("kernel_size"),
-           arg("pointwise"), arg("channels_out"), arg("strassen"))
+           arg("pointwise"), arg("channels_out"))
       .def("set_head", &Trunk::set_head, arg("head"), arg("channels_out"))
       .def("run", &Trunk::run, arg("x"), arg("out"), arg("images"), arg("height"), arg("width"),
            arg("result"), arg("threads"));

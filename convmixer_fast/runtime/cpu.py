@@ -11,7 +11,6 @@ packs once and runs all layers in one call.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -99,107 +98,31 @@ class Packed:
     Args:
         weight: packed.
         block: whose vectors are packed here.
-        gain: of the sums, (channels,); None for 1.
-        residual_gain: of a depthwise block's residual, (channels,); None for 1.
     """
 
-    def __init__(
-        self,
-        weight: Tensor,
-        block: FoldedBlock,
-        gain: Tensor | None = None,
-        residual_gain: Tensor | None = None,
-    ) -> None:
+    def __init__(self, weight: Tensor, block: FoldedBlock) -> None:
         channels = block.weight.shape[0]
         padding = -channels % _C.PANEL
         vectors = [
             torch.full((channels,), fill, dtype=torch.float32, device="cpu")
             if vector is None
             else _float32(vector)
-            for vector, fill in (
-                *((block.bias, 0.0), (block.scale, 1.0), (block.shift, 0.0)),
-                *((gain, 1.0), (residual_gain, 1.0)),
-            )
+            for vector, fill in ((block.bias, 0.0), (block.scale, 1.0), (block.shift, 0.0))
         ]
         # Kept, as the kernels are given addresses.
         self.tensors = [weight, *(F.pad(vector, (0, padding)) for vector in vectors)]
-        weight_at, bias_at, scale_at, shift_at, *gains = (t.data_ptr() for t in self.tensors)
-        gain_at, residual_gain_at = gains
-        activation = _ACTIVATIONS[block.activation]
-        self.addresses = (
-            *(weight_at, bias_at, scale_at, shift_at),
-            *(gain_at, residual_gain_at, activation),
-        )
+        weight_at, bias_at, scale_at, shift_at = (t.data_ptr() for t in self.tensors)
+        self.addresses = weight_at, bias_at, scale_at, shift_at, _ACTIVATIONS[block.activation]
 
     @classmethod
-    def depthwise(cls, block: FoldedBlock, gain: Tensor | None = None) -> "Packed":
-        """Pack (C, 1, K, K) as (C / BLOCK, K * K, BLOCK).
-
-        Args:
-            block: the block.
-            gain: (C,), of what it and the residual give; None for 1.
-        """
-        weight = _pack(block.weight, _C.BLOCK)
-        if gain is None:
-            return cls(weight, block)
-        scale = gain if block.scale is None else block.scale.detach() * gain
-        shift = None if block.shift is None else block.shift.detach() * gain
-        return cls(weight, replace(block, scale=scale, shift=shift), residual_gain=gain)
+    def depthwise(cls, block: FoldedBlock) -> "Packed":
+        """Pack (C, 1, K, K) as (C / BLOCK, K * K, BLOCK)."""
+        return cls(_pack(block.weight, _C.BLOCK), block)
 
     @classmethod
     def product(cls, block: FoldedBlock) -> "Packed":
         """Pack (C_out, C_in, P_h, P_w) as (C_out / PANEL, C_in * P_h * P_w, PANEL)."""
         return cls(_pack(block.weight, _C.PANEL), block)
-
-    @classmethod
-    def strassen_layer(cls, layer: FoldedLayer) -> tuple["Packed", "Packed"]:
-        """Pack a layer whose product is Strassen's; see csrc/cpu/kernels.h.
-
-        The pointwise weight (C_out, C_in, 1, 1) to (C_out / 2 / PANEL, 7, C_in / 2, PANEL), all its
-        rows and columns scaled to be alike. The sums of blocks of weights are made in float64, and
-        rounded once.
-        """
-        weight = layer.pointwise.weight.detach().double().flatten(1)
-        of_rows, of_columns = _equilibration(weight)
-        matrix = (of_rows[:, None] * weight * of_columns).T
-        (b11, b12), (b21, b22) = (rows.chunk(2, 1) for rows in matrix.chunk(2, 0))
-        t1, t3 = b12 - b11, b22 - b12
-        t2 = b22 - t1
-        factors = torch.stack((b11, b21, b22, t2 - b21, t1, t2, t3))
-        packed = factors.unflatten(2, (-1, _C.PANEL)).permute(2, 0, 1, 3)
-        # Of a channel without weights what is left of its partner's sums must not stay.
-        gain = torch.where((weight == 0).all(1), 0.0, 1 / of_rows)
-        pointwise = cls(_float32(packed), layer.pointwise, gain=gain)
-        return cls.depthwise(layer.depthwise, _float32(1 / of_columns)), pointwise
-
-
-_MOST_SCALED = 2.0**40
-"""Of a channel: with more, what is scaled might leave float32's range."""
-
-
-def _equilibration(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return powers of two for the rows and the columns of a matrix that make them alike.
-
-    Alike in their root mean square, after a few rounds of scaling rows and columns in turn; what is
-    zero, or not finite, is left as it is.
-    """
-    rows, columns = torch.ones_like(weight[:, 0]), torch.ones_like(weight[0])
-    for _ in range(4):
-        for own, others, dim in ((columns, rows[:, None], 0), (rows, columns, 1)):
-            size = (weight * others).square().mean(dim).sqrt()
-            scale = torch.exp2(-size.log2().round()).clamp(1 / _MOST_SCALED, _MOST_SCALED)
-            own.copy_(torch.where(size.isfinite() & (size > 0), scale, 1.0))
-    return rows, columns
-
-
-_LEAST_STRASSEN_CHANNELS = 256
-"""With fewer, its sums cost more than the multiplications that it saves."""
-
-
-def _suits_strassen(block: FoldedBlock) -> bool:
-    channels_out, channels_in = block.weight.shape[:2]
-    least = min(channels_out, channels_in) >= _LEAST_STRASSEN_CHANNELS
-    return least and channels_in % (2 * _C.BLOCK) == 0 and channels_out % (2 * _C.PANEL) == 0
 
 
 class CpuTrunk:
@@ -209,22 +132,12 @@ class CpuTrunk:
         stem: the patch embedding.
         layers: the layers.
         head: the linear layer on the mean over the positions; without it there are no logits.
-        fast_products: whether Strassen's products are used where they suit.
 
     Tensors may be of any dtype, and are copied. Widths must fit together: nothing is checked here.
-
-    With Strassen's products (256 channels or more) positions are computed in pairs: a NaN or an
-    infinity at one reaches its partner in half of the channels, and a result is as accurate as the
-    larger of the two allows.
     """
 
     def __init__(
-        self,
-        stem: FoldedBlock,
-        layers: Sequence[FoldedLayer],
-        head: Head | None = None,
-        *,
-        fast_products: bool = False,
+        self, stem: FoldedBlock, layers: Sequence[FoldedLayer], head: Head | None = None
     ) -> None:
         self._channels, in_channels, patch_h, patch_w = stem.weight.shape
         self._patch = patch_h, patch_w
@@ -233,12 +146,10 @@ class CpuTrunk:
         self._trunk = _C.Trunk(packed.addresses, in_channels, patch_h, patch_w, self._channels)
         done: dict[int, tuple[Packed, Packed]] = {}
         for layer in layers:
-            strassen = fast_products and _suits_strassen(layer.pointwise)
             if id(layer) not in done:  # a layer may stand at several positions
                 done[id(layer)] = (
-                    Packed.strassen_layer(layer)
-                    if strassen
-                    else (Packed.depthwise(layer.depthwise), Packed.product(layer.pointwise))
+                    Packed.depthwise(layer.depthwise),
+                    Packed.product(layer.pointwise),
                 )
             depthwise, pointwise = done[id(layer)]
             self._packed += [depthwise, pointwise]
@@ -248,7 +159,6 @@ class CpuTrunk:
                 layer.depthwise.weight.shape[-1],
                 pointwise.addresses,
                 self._channels,
-                strassen,
             )
         self._classes = 0
         if head is not None and head.weight is not None:

@@ -54,7 +54,6 @@ class Model(Protocol):
     cuda_graphs: str | bool
     static_output: bool
     chunk: int | None
-    fast_products: bool
     _modules: dict[str, nn.Module | None]
     _tuned: dict[Any, Any]
 
@@ -88,7 +87,6 @@ class Engine:
         dtype = _working_dtype(x)
         where: tuple[object, ...] = (
             *(model.backend, model.cuda_graphs, model.static_output, model.chunk),
-            model.fast_products,
             *(x.device, x.dtype, dtype),
         )
         if x.is_cuda:
@@ -115,8 +113,6 @@ class Engine:
             options: dict[str, Any] = {}
             if backend == "triton":
                 options = {"chunk": model.chunk, "tuned": model._tuned}
-            elif backend == "cpu":
-                options = {"fast_products": model.fast_products}
             trunk = source.make_trunk(make, dtype, **options)
             if x.is_cuda:  # other threads may use it on other streams
                 torch.cuda.current_stream(x.device).synchronize()

@@ -41,11 +41,8 @@ class FusedConvMixer(ConvMixerInterface):
         cuda_graphs: see :func:`optimize`.
         static_output: see :func:`optimize`.
         chunk: see :func:`optimize`.
-        fast_products: see :func:`optimize`.
     """
 
-    fast_products = False
-    """Of modules that were pickled without it."""
     source_head: nn.Module | None
     """The source's own head, where it is not a plain one; then ``head`` is not used."""
 
@@ -57,11 +54,9 @@ class FusedConvMixer(ConvMixerInterface):
         cuda_graphs: str | bool = "auto",
         static_output: bool = False,
         chunk: int | None = None,
-        fast_products: bool = False,
     ) -> None:
         super().__init__()
         self.backend = backend
-        self.fast_products = fast_products
         self.chunk = chunk
         # In plain form, which can be unpickled where Triton is not installed. Replaced and not
         # changed: copies may share it.

@@ -110,7 +110,7 @@ class DepthwiseRows {
       select_convolve<kMaxTaps, kColumns, kWidth>(taps, border)(strip);
     }
     const int64_t pixel = row * tile_.width + column;
-    finish_(sums, smaller(kColumns, end - column), tile_.epilogue.from(block * kBlock),
+    finish_(sums, smaller(kColumns, end - column), BlockEpilogue(tile_.epilogue, block),
             tile_.residual ? plane + pixel * kBlock : nullptr,
             tile_.y + block * tile_.y_block_stride + (pixel - tile_.begin) * kBlock);
   }

@@ -8,25 +8,34 @@
 namespace convmixer_fast::cpu {
 namespace {
 
-// For one block of channels: out (pixels, kBlock) = act(sums * gain + bias) * scale + shift
-// (+ residual * residual_gain; it may be null).
-using Finish = void (*)(const float* sums, int64_t pixels, const Epilogue& epilogue,
+// The vectors of one block of channels.
+struct BlockEpilogue {
+  BlockEpilogue(const Epilogue& epilogue, int64_t block)
+      : bias(epilogue.bias + block * kBlock),
+        scale(epilogue.scale + block * kBlock),
+        shift(epilogue.shift + block * kBlock) {}
+
+  const float* bias;
+  const float* scale;
+  const float* shift;
+};
+
+// out (pixels, kBlock) = act(sums + bias) * scale + shift (+ residual, which may be null).
+using Finish = void (*)(const float* sums, int64_t pixels, const BlockEpilogue& epilogue,
                         const float* residual, float* out);
 
 template <Activation kActivation, int kWidth>
 __attribute__((noinline)) void finish(const float* sums, int64_t pixels,
-                                      const Epilogue& epilogue, const float* residual,
+                                      const BlockEpilogue& epilogue, const float* residual,
                                       float* out) {
   for (int lane = 0; lane < kBlock; lane += kWidth) {
     const Vector<kWidth> bias = load<kWidth>(epilogue.bias + lane);
     const Vector<kWidth> scale = load<kWidth>(epilogue.scale + lane);
     const Vector<kWidth> shift = load<kWidth>(epilogue.shift + lane);
-    const Vector<kWidth> gain = load<kWidth>(epilogue.gain + lane);
-    const Vector<kWidth> residual_gain = load<kWidth>(epilogue.residual_gain + lane);
     for (int64_t at = lane; at < pixels * kBlock; at += kBlock) {
-      Vector<kWidth> v = activate<kActivation, kWidth>(load<kWidth>(sums + at) * gain + bias);
+      Vector<kWidth> v = activate<kActivation, kWidth>(load<kWidth>(sums + at) + bias);
       v = v * scale + shift;
-      if (residual != nullptr) v += load<kWidth>(residual + at) * residual_gain;
+      if (residual != nullptr) v += load<kWidth>(residual + at);
       store<kWidth>(out + at, v);
     }
   }

@@ -5,7 +5,6 @@
 #include "depthwise_tile.h"
 #include "kernels.h"
 #include "pointwise_tile.h"
-#include "strassen_tile.h"
 
 namespace convmixer_fast::cpu {
 namespace {
@@ -17,12 +16,7 @@ template <int kWidth, int kRows, int kVectors, int kColumns>
 constexpr Kernels make_kernels(const char* isa) {
   static_assert(kPanel % (kVectors * kWidth) == 0 && kBlock % kWidth == 0);
   static_assert(kVectors * kWidth <= kBlock || kVectors * kWidth == kPanel);
-  return {isa,
-          kRows,
-          depthwise_tile<kColumns, kWidth>,
-          pointwise_tile<kRows, kVectors, kWidth>,
-          strassen_tile<kRows, kVectors, kWidth>,
-          strassen_scratch<kRows>};
+  return {isa, depthwise_tile<kColumns, kWidth>, pointwise_tile<kRows, kVectors, kWidth>};
 }
 
 }  // namespace

@@ -28,25 +28,16 @@ enum class Activation : int {
 };
 constexpr int kActivationCount = 8;
 
-// What follows the convolution: act(v * gain + bias) * scale + shift. Each is padded to whole panels.
-// The gains are 1, or powers of two that undo the scaling of a product's operands (strassen_tile.h).
+// What follows the convolution: act(v + bias) * scale + shift. Each is padded to whole panels.
 struct Epilogue {
   const float* bias;
   const float* scale;
   const float* shift;
-  const float* gain;           // of the sum
-  const float* residual_gain;  // of what a depthwise convolution adds
   Activation activation;
-
-  // From a channel on, the first of a block.
-  Epilogue from(int64_t channel) const {
-    return {bias + channel, scale + channel,         shift + channel,
-            gain + channel, residual_gain + channel, activation};
-  }
 };
 
-// y = act(depthwise_conv(x) * gain + bias) * scale + shift (+ x * residual_gain) for the pixels
-// [begin, end) of an image, in raster order, and all channels.
+// y = act(depthwise_conv(x) + bias) * scale + shift (+ x) for the pixels [begin, end) of an image,
+// in raster order, and all channels.
 struct DepthwiseTile {
   const float* x;       // (blocks, height * width, kBlock)
   const float* weight;  // (blocks, kernel_size * kernel_size, kBlock)
@@ -62,7 +53,7 @@ struct DepthwiseTile {
   int64_t y_block_stride;  // floats
 };
 
-// z = act(weight * y * gain + bias) * scale + shift for a number of pixels.
+// z = act(weight * y + bias) * scale + shift for a number of pixels.
 struct PointwiseTile {
   const float* y;          // (depth / kBlock, ..., kBlock), from the first pixel on
   int64_t y_block_stride;  // floats
@@ -75,35 +66,11 @@ struct PointwiseTile {
   int64_t z_block_stride;
 };
 
-// The same product by one level of Strassen's algorithm: 7 products of half the depth and half the
-// channels for every 8 (in Winograd's form, with 15 sums of blocks). Pixels are taken in groups of
-// at most 2 * tile_rows, whose first and last half are the two block rows; where a half is not a
-// whole number, both have the pixel in the middle. A result depends on the group that its pixel is
-// in, and so groups are the image's, whatever the tiles.
-struct StrassenTile {
-  PointwiseTile product;  // depth in whole pairs of blocks, channels in whole pairs of panels
-  // weight: (panels / 2, 7, depth / 2, kPanel), of the blocks B of the transposed matrix: B11,
-  // B21, B22, T4 = T2 - B21, T1 = B12 - B11, T2 = B22 - T1, T3 = B22 - B12.
-  int64_t image_pixels;
-  int64_t image_groups;
-  int64_t first_group;
-  int64_t last_group;  // the one behind
-  float* scratch;      // strassen_scratch() floats
-
-  // Of the tile's pixels, where the group begins.
-  int64_t group_begin(int64_t group) const {
-    return group * image_pixels / image_groups - first_group * image_pixels / image_groups;
-  }
-};
-
 // The kernels of one ISA.
 struct Kernels {
   const char* isa;
-  int64_t tile_rows;  // pixels of a product's register tile
   void (*depthwise_tile)(const DepthwiseTile& tile);
   void (*pointwise_tile)(const PointwiseTile& tile);
-  void (*strassen_tile)(const StrassenTile& tile);
-  int64_t (*strassen_scratch)(int64_t groups, int64_t depth);
 };
 
 // The x86-64 ones exist on x86-64 only.

@@ -130,7 +130,7 @@ void pointwise_tile(const PointwiseTile& tile) {
                                              next_lines);
       for (int64_t block = 0; block < blocks; ++block) {
         finish(sums + block * (end - begin) * kBlock, end - begin,
-               tile.epilogue.from((first_block + block) * kBlock), nullptr,
+               BlockEpilogue(tile.epilogue, first_block + block), nullptr,
                tile.z + (first_block + block) * tile.z_block_stride + begin * kBlock);
       }
     }

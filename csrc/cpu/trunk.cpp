@@ -23,16 +23,13 @@ int useful_threads(int threads, int64_t multiplications) {
   return static_cast<int>(std::clamp<int64_t>(multiplications / kThreadWork, 1, threads));
 }
 
-// The pixels of an image in tiles of whole groups, all of equal size, give or take one group.
+// The pixels of an image in tiles, all of equal size, give or take one pixel.
 struct Tiling {
   int64_t pixels;
-  int64_t groups;
   int64_t tiles;
 
-  int64_t first_group(int64_t tile) const { return tile * groups / tiles; }
-  int64_t begin(int64_t tile) const { return first_group(tile) * pixels / groups; }
-  int64_t most_groups() const { return divide_up(groups, tiles); }
-  int64_t largest() const { return most_groups() * divide_up(pixels, groups); }
+  int64_t begin(int64_t tile) const { return tile * pixels / tiles; }
+  int64_t largest() const { return divide_up(pixels, tiles); }
 };
 
 // How large the buffers are, and how much work a pixel is.
@@ -47,7 +44,6 @@ struct Extent {
       const int64_t out = layer.pointwise.channels_out;
       const int64_t work = in * (layer.depthwise.kernel_size * layer.depthwise.kernel_size + out);
       tile_channels = std::max(tile_channels, blocks_of(in) * kBlock);
-      if (layer.pointwise.strassen) strassen_depth = std::max(strassen_depth, in);
       channels = std::max(channels, blocks_of(out) * kBlock);
       pixel_work += work;
     }
@@ -63,20 +59,12 @@ struct Extent {
       tiles = std::min(tiles, std::max<int64_t>(pixels / kFewestTilePixels, threads));
       tiles = divide_up(tiles, threads) * threads;
     }
-    return {pixels, groups(), std::clamp<int64_t>(tiles, 1, groups())};
-  }
-
-  // Independent of the threads, as results depend on it. A multiple of 4, so that 2 or 4 threads
-  // get as much each.
-  int64_t groups() const {
-    if (strassen_depth == 0) return pixels;
-    return std::min(divide_up(divide_up(pixels, 2 * kernels().tile_rows), 4) * 4, pixels);
+    return {pixels, std::clamp<int64_t>(tiles, 1, pixels)};
   }
 
   int64_t pixels;
   int64_t tile_channels;  // the widest input of a product
   int64_t channels;       // of the widest activation
-  int64_t strassen_depth = 0;  // of the deepest such product
   int64_t pixel_work;
 };
 
@@ -89,14 +77,14 @@ class Pass {
       : isa_(kernels()), trunk_(trunk), patches_(patches), tiling_(tiling),
         buffers_{first, second} {}
 
-  // The stem is step 0, layers follow. Between the ops of a layer stands y; z is for Strassen.
-  void tile(int64_t step, int64_t tile, const float* image, float* y, float* z) const {
+  // The stem is step 0, layers follow. Between the ops of a layer stands y.
+  void tile(int64_t step, int64_t tile, const float* image, float* y) const {
     const int64_t begin = tiling_.begin(tile);
     const int64_t end = tiling_.begin(tile + 1);
     const int64_t stride = tiling_.largest() * kBlock;
     if (step == 0) {
       patches_to_blocks(image, patches_, begin, end, y, stride);
-      product(trunk_.stem, patches_.depth(), step, tile, y, z);
+      product(trunk_.stem, patches_.depth(), step, tile, y);
       return;
     }
     const Layer& layer = trunk_.layers[static_cast<size_t>(step - 1)];
@@ -104,7 +92,7 @@ class Pass {
     isa_.depthwise_tile({buffers_[(step - 1) % 2], block.weight, block.epilogue, block.residual,
                          blocks_of(block.channels), patches_.rows(), patches_.columns(),
                          block.kernel_size, begin, end, y, stride});
-    product(layer.pointwise, block.channels, step, tile, y, z);
+    product(layer.pointwise, block.channels, step, tile, y);
   }
 
   // Blocks [begin, end) of the last layer's output, or of its mean; `out` is where all of it goes.
@@ -140,23 +128,11 @@ class Pass {
 
  private:
   void product(const ProductBlock& block, int64_t depth, int64_t step, int64_t tile,
-               const float* y, float* scratch) const {
+               const float* y) const {
     const int64_t begin = tiling_.begin(tile);
-    const PointwiseTile product{y,
-                                tiling_.largest() * kBlock,
-                                tiling_.begin(tile + 1) - begin,
-                                depth,
-                                block.weight,
-                                block.epilogue,
-                                blocks_of(block.channels_out),
-                                buffers_[step % 2] + begin * kBlock,
-                                tiling_.pixels * kBlock};
-    if (block.strassen) {
-      isa_.strassen_tile({product, tiling_.pixels, tiling_.groups, tiling_.first_group(tile),
-                          tiling_.first_group(tile + 1), scratch});
-    } else {
-      isa_.pointwise_tile(product);
-    }
+    isa_.pointwise_tile({y, tiling_.largest() * kBlock, tiling_.begin(tile + 1) - begin, depth,
+                         block.weight, block.epilogue, blocks_of(block.channels_out),
+                         buffers_[step % 2] + begin * kBlock, tiling_.pixels * kBlock});
   }
 
   const Kernels& isa_;
@@ -176,15 +152,10 @@ class Buffers {
         head_(padded(Pass::head_floats(trunk))),
         activation_(padded(extent.channels * extent.pixels)),
         tile_(padded(extent.tile_channels * tiling.largest())),
-        strassen_(extent.strassen_depth == 0
-                      ? 0
-                      : padded(kernels().strassen_scratch(tiling.most_groups(),
-                                                          extent.strassen_depth))),
         // One tile is read whole before any of it is written.
         per_image_(tiling.tiles == 1 ? 1 : 2),
         images_(images),
-        scratch_(images * (per_image_ * activation_ + mean_ + head_) +
-                 threads * (tile_ + strassen_)),
+        scratch_(images * (per_image_ * activation_ + mean_ + head_) + threads * tile_),
         base_(scratch_.take(0)) {}
 
   float* first(int64_t image) const {
@@ -193,17 +164,13 @@ class Buffers {
   float* second(int64_t image) const { return first(image) + (per_image_ - 1) * activation_; }
   float* mean(int64_t image) const { return first(image) + per_image_ * activation_; }
   float* head(int64_t image) const { return mean(image) + mean_; }
-  float* tile(int participant) const {
-    return first(images_) + participant * (tile_ + strassen_);
-  }
-  float* strassen(int participant) const { return tile(participant) + tile_; }
+  float* tile(int participant) const { return first(images_) + participant * tile_; }
 
  private:
   int64_t mean_;
   int64_t head_;
   int64_t activation_;
   int64_t tile_;
-  int64_t strassen_;
   int64_t per_image_;
   int64_t images_;
   ScratchLease scratch_;
@@ -223,8 +190,7 @@ void run_images(const Trunk& trunk, const Extent& extent, const float* images, i
                     buffers.second(participant));
     for (int64_t step = 0; step < steps; ++step) {
       for (int64_t tile = 0; tile < tiling.tiles; ++tile) {
-        pass.tile(step, tile, images + image * image_floats, buffers.tile(participant),
-                  buffers.strassen(participant));
+        pass.tile(step, tile, images + image * image_floats, buffers.tile(participant));
       }
     }
     float* result_of_image = out + image * out_floats;
@@ -249,7 +215,7 @@ void run_image(const Trunk& trunk, const Extent& extent, const float* image,
   if (result == Result::kLogits) tasks.push_back(1);
   parallel_for(tasks, threads, [&](int64_t step, int64_t task, int participant) {
     if (step <= layers) {
-      pass.tile(step, task, image, buffers.tile(participant), buffers.strassen(participant));
+      pass.tile(step, task, image, buffers.tile(participant));
     } else if (step == layers + 1) {
       pass.store(result != Result::kFeatures, task * blocks / parts, (task + 1) * blocks / parts,
                  stored);
@@ -335,10 +301,13 @@ void run_depthwise(const DepthwiseBlock& block, const float* x, int64_t images, 
     float* input = parts + participant * part;
     float* result = input + read_floats;
     to_blocks(x + at, channels, pixels, read * width, read_end * width, input, read_floats);
-    isa.depthwise_tile({input, block.weight + first * taps * kBlock,
-                        block.epilogue.from(first * kBlock), block.residual, 1, read_end - read,
-                        width, block.kernel_size, (row - read) * width, (end - read) * width,
-                        result, part});
+    Epilogue epilogue = block.epilogue;
+    epilogue.bias += first * kBlock;
+    epilogue.scale += first * kBlock;
+    epilogue.shift += first * kBlock;
+    isa.depthwise_tile({input, block.weight + first * taps * kBlock, epilogue, block.residual, 1,
+                        read_end - read, width, block.kernel_size, (row - read) * width,
+                        (end - read) * width, result, part});
     from_blocks(result, part, channels, pixels, row * width, end * width, out + at);
   });
 }

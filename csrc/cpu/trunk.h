@@ -18,7 +18,6 @@ struct ProductBlock {
   const float* weight;
   Epilogue epilogue;
   int64_t channels_out;
-  bool strassen;  // whether the weight is packed for that
 };
 
 struct DepthwiseBlock {

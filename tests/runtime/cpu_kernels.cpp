@@ -1,7 +1,7 @@
 // The CPU kernels without Python: for processors of other kinds, under an emulator.
 //
-// Compares each op, and a trunk with and without Strassen's products, with sums in double; prints
-// the worst error of each and fails above a limit.
+// Compares each op, and a trunk, with sums in double; prints the worst error of each and fails above
+// a limit.
 #include <cmath>
 #include <cstdio>
 #include <random>
@@ -29,15 +29,14 @@ int64_t to_panels(int64_t channels) { return divide_up(channels, kPanel) * kPane
 
 // Vectors are padded to whole panels with zeros.
 struct Vectors {
-  Floats bias, scale, shift, ones;
+  Floats bias, scale, shift;
 
   explicit Vectors(int64_t channels)
-      : bias(random(channels)), scale(random(channels)), shift(random(channels)),
-        ones(channels, 1.0F) {
-    for (Floats* vector : {&bias, &scale, &shift, &ones}) vector->resize(to_panels(channels));
+      : bias(random(channels)), scale(random(channels)), shift(random(channels)) {
+    for (Floats* vector : {&bias, &scale, &shift}) vector->resize(to_panels(channels));
   }
   Epilogue epilogue(Activation activation) const {
-    return {bias.data(), scale.data(), shift.data(), ones.data(), ones.data(), activation};
+    return {bias.data(), scale.data(), shift.data(), activation};
   }
   double apply(double sum, int64_t c, Activation activation) const {
     const double v = sum + bias[c];
@@ -56,27 +55,6 @@ Floats packed(const Floats& matrix, int64_t rows, int64_t lanes) {
   Floats out(divide_up(rows, lanes) * depth * lanes);
   pack(matrix.data(), rows, depth, lanes, out.data(), 1);
   return out;
-}
-
-// (out / 2 / kPanel, 7, in / 2, kPanel) of a weight (out, in); see kernels.h.
-Floats packed_for_strassen(const Floats& weight, int64_t out, int64_t in) {
-  const int64_t n = out / 2, k = in / 2;
-  Floats result;
-  for (int64_t panel = 0; panel < n; panel += kPanel) {
-    for (int part = 0; part < 7; ++part) {
-      for (int64_t i = 0; i < k; ++i) {
-        for (int64_t lane = 0; lane < kPanel; ++lane) {
-          const int64_t o = panel + lane;
-          const double b11 = weight[o * in + i], b21 = weight[o * in + k + i];
-          const double b12 = weight[(n + o) * in + i], b22 = weight[(n + o) * in + k + i];
-          const double t1 = b12 - b11, t2 = b22 - t1, t3 = b22 - b12;
-          const double parts[] = {b11, b21, b22, t2 - b21, t1, t2, t3};
-          result.push_back(static_cast<float>(parts[part]));
-        }
-      }
-    }
-  }
-  return result;
 }
 
 void compare(const char* what, const Floats& found, const std::vector<double>& expected) {
@@ -150,11 +128,11 @@ void check_product(const Patches& p, int64_t channels_out, Activation a) {
   const Vectors v(channels_out);
   const Floats ready = packed(weight, channels_out, kPanel);
   Floats out(2 * channels_out * p.rows() * p.columns(), NAN);
-  run_product({ready.data(), v.epilogue(a), channels_out, false}, x.data(), 2, p, out.data(), 2);
+  run_product({ready.data(), v.epilogue(a), channels_out}, x.data(), 2, p, out.data(), 2);
   compare("product", out, product_reference(x, weight, v, a, 2, p, channels_out));
 }
 
-void check_trunk(int64_t channels, int64_t side, bool strassen) {
+void check_trunk(int64_t channels, int64_t side) {
   const Activation a = Activation::kGelu;
   const Patches patches{3, 2 * side, 2 * side, 2, 2}, pixels{channels, side, side, 1, 1};
   const Floats image = random(3 * 4 * side * side), stem = random(channels * 12, 0.3);
@@ -162,19 +140,18 @@ void check_trunk(int64_t channels, int64_t side, bool strassen) {
   const Floats weight = random(channels * channels, 1 / std::sqrt(channels));
   const Vectors v0(channels), v1(channels), v2(channels);
   const Floats stem_ready = packed(stem, channels, kPanel), taps_ready = packed(taps, channels, kBlock);
-  const Floats ready = strassen ? packed_for_strassen(weight, channels, channels)
-                                : packed(weight, channels, kPanel);
+  const Floats ready = packed(weight, channels, kPanel);
   Trunk trunk;
-  trunk.stem = {stem_ready.data(), v0.epilogue(a), channels, false};
+  trunk.stem = {stem_ready.data(), v0.epilogue(a), channels};
   trunk.layers.push_back({{taps_ready.data(), v1.epilogue(a), true, channels, 5},
-                          {ready.data(), v2.epilogue(a), channels, strassen}});
+                          {ready.data(), v2.epilogue(a), channels}});
   Floats out(channels * side * side, NAN);
   run_trunk(trunk, image.data(), 1, patches, Result::kFeatures, out.data(), 2);
   const std::vector<double> first = product_reference(image, stem, v0, a, 1, patches, channels);
   const Floats rounded(first.begin(), first.end());
   const std::vector<double> second =
       depthwise_reference(rounded, taps, v1, a, 1, channels, side, side, 5);
-  compare(strassen ? "trunk, Strassen" : "trunk", out,
+  compare("trunk", out,
           product_reference(second, weight, v2, a, 1, pixels, channels));
 }
 
@@ -190,8 +167,8 @@ int main() {
     check_product({3, 29, 22, 7, 7}, 50, a);
     check_product({131, 1, 1, 1, 1}, 7, a);
   }
-  check_trunk(40, 9, false);
-  check_trunk(256, 9, true);
+  check_trunk(40, 9);
+  check_trunk(256, 9);
   // A float has 24 bits; sums are of up to 256 products, and two layers add up.
   std::printf("worst: %.1e\n", worst);
   return worst < 5e-6 ? 0 : 1;

@@ -29,26 +29,21 @@ ARCHITECTURES = {
     "tiles": (Architecture(24, 2, 3, 1, "gelu_tanh"), (1, 3, 37, 41)),
     "large-kernel": (Architecture(16, 2, 11, 1, "relu"), (1, 3, 12, 20)),
     "larger-than-image": (Architecture(20, 1, 31, 2, "gelu"), (1, 3, 14, 10)),
-    "strassen": (Architecture(256, 2, 5, 1, "gelu"), (2, 3, 11, 13)),
-    "strassen-one-position": (Architecture(256, 1, 3, 2, "gelu"), (1, 3, 2, 2)),
-    "strassen-tiles": (Architecture(320, 1, 7, 1, "relu"), (1, 3, 29, 31)),
+    "wide": (Architecture(256, 2, 5, 1, "gelu"), (2, 3, 11, 13)),
+    "wide-one-position": (Architecture(256, 1, 3, 2, "gelu"), (1, 3, 2, 2)),
+    "wide-tiles": (Architecture(320, 1, 7, 1, "relu"), (1, 3, 29, 31)),
 }
 cases = pytest.mark.parametrize("case", ARCHITECTURES.values(), ids=ARCHITECTURES)
 
 
-def make(architecture: Architecture, seed: int = 0, fast_products: bool = True):
+def make(architecture: Architecture, seed: int = 0):
     model = randomize(architecture.build(), seed)
     folded = fold(recognize(model))
-    return model, CpuTrunk(folded.stem, folded.layers, fast_products=fast_products)
+    return model, CpuTrunk(folded.stem, folded.layers)
 
 
 def check(architecture, shape) -> None:
-    for fast_products in (False, True):
-        check_products(architecture, shape, fast_products)
-
-
-def check_products(architecture, shape, fast_products) -> None:
-    model, trunk = make(architecture, fast_products=fast_products)
+    model, trunk = make(architecture)
     x = torch.randn(shape)
     exact = copy.deepcopy(model).double()
     with torch.no_grad():
@@ -92,7 +87,7 @@ def test_layers_that_change_the_width(activation):
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 5])
-@pytest.mark.parametrize("name", ["odd", "strassen", "tiles"])
+@pytest.mark.parametrize("name", ["odd", "wide", "tiles"])
 def test_results_do_not_depend_on_threads(name, batch):
     architecture, shape = ARCHITECTURES[name]
     _, trunk = make(architecture)
