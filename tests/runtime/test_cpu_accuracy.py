@@ -1,8 +1,8 @@
 """The CPU engine's results are accurate whatever the scales of channels and pixels.
 
 The measure is eager PyTorch's error, against float64, and for single products the sum of what is
-added up. An algorithm that adds weights of different channels, or inputs of different pixels, such
-as Strassen's, passes none of these tests but those of equal scales.
+added up. An algorithm that adds up weights of different channels, or inputs of different pixels,
+such as Strassen's, fails here, also where rows and columns of the weights are scaled to be alike.
 """
 
 import copy
@@ -53,7 +53,8 @@ def check_against_eager(model):
         eager = relative_error(model(x), truth)
         ours = relative_error(optimize(model, backend="cpu")(x), truth)
     print(f"eager {eager:.1e}, ours {ours:.1e}")
-    assert ours <= 2 * eager + EPSILON
+    # Either is the worst of 80 logits, and may be small by chance.
+    assert ours <= 2 * eager + 4 * EPSILON
 
 
 def parts(model):
@@ -124,7 +125,7 @@ def test_random_scales(side, seed):
 
 @pytest.mark.parametrize("scale", [1e-3, 1e3, 1e6])
 def test_groups_of_channels_that_do_not_mix(scale):
-    """No scaling of weights makes these alike: their rows and columns are, their inputs are not."""
+    """The weights' rows and columns are alike; what they are multiplied with is not."""
     model, scales = convmixer(), torch.ones(WIDTH)
     scales[WIDTH // 2 :] = scale
     half = WIDTH // 2

@@ -124,8 +124,9 @@ def test_no_images_and_strides():
     assert torch.equal(trunk(torch.stack((x, -x), 4)[..., 0], "features"), expected)
 
 
-def test_nan_reaches_its_window_alone():
-    _, trunk = make(Architecture(40, 1, 3, 1, "gelu"))
+@pytest.mark.parametrize("channels", [40, 256])
+def test_nan_reaches_its_window_alone(channels):
+    _, trunk = make(Architecture(channels, 1, 3, 1, "gelu"))
     x = torch.randn(1, 3, 9, 9)
     x[0, 1, 4, 5] = float("nan")
     out = trunk(x, "features")
