@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -154,12 +155,78 @@ class Trunk {
                    output(out), threads);
   }
 
+  // outs: where the outputs of the stem and of the layers go, 0 for nowhere; the last one is not 0.
+  void run_intermediates(Address x, const std::vector<Address>& outs, int64_t images,
+                         int64_t height, int64_t width, int threads) const {
+    if (outs.empty() || outs.size() > trunk_.layers.size() + 1) {
+      throw std::invalid_argument("outs must be from 1 to " +
+                                  std::to_string(trunk_.layers.size() + 1) + " addresses, got " +
+                                  std::to_string(outs.size()));
+    }
+    check_call(x, outs.back(), images, threads);
+    const cpu::Patches patches = to_patches(in_channels_, height, width, patch_h_, patch_w_);
+    std::vector<float*> steps;
+    for (const Address out : outs) steps.push_back(output(out));
+    const py::gil_scoped_release release;
+    cpu::run_intermediates(trunk_, input(x), images, patches, steps, threads);
+  }
+
  private:
   cpu::Trunk trunk_;
   int64_t in_channels_;
   int64_t patch_h_;
   int64_t patch_w_;
   int64_t channels_;
+};
+
+// Small pieces of memory, of at most 8 bytes each, and what they held when this was made.
+class Samples {
+ public:
+  Samples(const std::vector<Address>& addresses, const std::vector<int64_t>& sizes) {
+    if (addresses.size() != sizes.size()) {
+      throw std::invalid_argument("addresses and sizes must be as many, got " +
+                                  std::to_string(addresses.size()) + " and " +
+                                  std::to_string(sizes.size()));
+    }
+    for (size_t i = 0; i < addresses.size(); ++i) {
+      check_address("a sample", addresses[i]);
+      check_at_least("sizes", sizes[i], 1);
+      if (sizes[i] > 8) {
+        throw std::invalid_argument("sizes must be at most 8, got " + std::to_string(sizes[i]));
+      }
+      const void* at = reinterpret_cast<const void*>(addresses[i]);
+      pieces_.push_back({at, static_cast<size_t>(sizes[i]),
+                         read(at, static_cast<size_t>(sizes[i]))});
+    }
+  }
+
+  bool unchanged() const {
+    // All are read, whatever the first ones are: the reads wait for memory together.
+    uint64_t differences = 0;
+    for (const Piece& piece : pieces_) differences |= read(piece.at, piece.size) ^ piece.held;
+    return differences == 0;
+  }
+
+ private:
+  struct Piece {
+    const void* at;
+    size_t size;
+    uint64_t held;
+  };
+
+  static uint64_t read(const void* at, size_t size) {
+    uint64_t value = 0;
+    if (size == 8) {
+      std::memcpy(&value, at, 8);
+    } else if (size == 4) {
+      std::memcpy(&value, at, 4);
+    } else {
+      std::memcpy(&value, at, size);
+    }
+    return value;
+  }
+
+  std::vector<Piece> pieces_;
 };
 
 }  // namespace
@@ -187,7 +254,14 @@ PYBIND11_MODULE(_C, module) {
            arg("pointwise"), arg("channels_out"))
       .def("set_head", &Trunk::set_head, arg("head"), arg("channels_out"))
       .def("run", &Trunk::run, arg("x"), arg("out"), arg("images"), arg("height"), arg("width"),
-           arg("result"), arg("threads"));
+           arg("result"), arg("threads"))
+      .def("run_intermediates", &Trunk::run_intermediates, arg("x"), arg("outs"), arg("images"),
+           arg("height"), arg("width"), arg("threads"));
+  py::class_<Samples>(module, "Samples")
+      .def(py::init<const std::vector<Address>&, const std::vector<int64_t>&>(),
+           arg("addresses"), arg("sizes"))
+      .def("unchanged", &Samples::unchanged,
+           "Whether the memory holds what it held when this was made.");
 }
 
 }  // namespace convmixer_fast

@@ -101,6 +101,20 @@ class TritonTrunk:
         assert self._head.weight is not None  # else there are no logits to ask for
         return F.linear(out, self._head.weight, self._head.bias)
 
+    @torch.no_grad()
+    def intermediates(self, x: Tensor, steps: Sequence[int]) -> list[Tensor]:
+        """Map images (N, C, H, W) to the outputs of chosen steps, all images at once.
+
+        Args:
+            x: the images.
+            steps: 0 for the stem, n for layer n counted from 1; rising. Later ones are not run.
+
+        Returns:
+            Each (N, channels, H / P_h, W / P_w), in the dtype of ``x``.
+        """
+        with device_guard(x):
+            return self._outputs(x, self._tuned.get(tuple(x.shape), _UNTUNED), steps)
+
     def problems(self, x: Tensor) -> Iterator[Problem]:
         """Yield what there is to tune for images like ``x``, as :class:`Tuned` names it."""
         weight = self._stem.weight
@@ -113,12 +127,16 @@ class TritonTrunk:
 
     def _part(self, x: Tensor, result: str, tuned: Tuned) -> Tensor:
         """Compute features or, for any other result, their mean."""
+        (features,) = self._outputs(x, tuned, (len(self._layers),))
+        return features if result == "features" else features.mean((2, 3))
+
+    def _outputs(self, x: Tensor, tuned: Tuned, steps: Sequence[int]) -> list[Tensor]:
+        """Compute the outputs of rising steps: 0 is the stem, then come the layers."""
         patch = self._stem.weight.shape[2:]
         patches = patches_as_channels(x, *patch)
         images, _, height, width = patches.shape
         if images == 0:
-            features = x.new_empty(0, self._widths[-1], height, width)
-            return features if result == "features" else features.mean((2, 3))
+            return [x.new_empty(0, self._widths[step], height, width) for step in steps]
         columns = as_matrix(patches)
         del patches
         plan, is_new = self._plan(columns, (height, width), tuned)
@@ -134,16 +152,25 @@ class TritonTrunk:
         del columns  # before there is memory for b
         b = x.new_empty(plan.elements)
         described: dict[object, Any] = {None: b}
-        for depthwise, pointwise in plan.layers:
+        outs: list[Tensor] = []
+
+        def keep(step: int) -> None:
+            if step in steps:
+                out = _as_planes(a, (images, self._widths[step], height, width))
+                # What comes last stays; what comes after others is written over them.
+                outs.append(out if step == steps[-1] else out.clone())
+
+        keep(0)
+        for step, (depthwise, pointwise) in enumerate(plan.layers[: steps[-1]], 1):
             depthwise(a, b)
             how = pointwise.description
             if how is not None and how not in described:
                 described[how] = how.of(b)
             pointwise(described[how], a)
+            keep(step)
         if is_new:
             _log.info("the kernels were ready after %.1f s", time.perf_counter() - start)
-        features = _as_planes(a, (images, self._widths[-1], height, width))
-        return features if result == "features" else features.mean((2, 3))
+        return outs
 
     def _plan(self, columns: Tensor, plane: tuple[int, int], tuned: Tuned) -> "tuple[_Plan, bool]":
         """Return the launches for a matrix of patches, and whether they are new."""

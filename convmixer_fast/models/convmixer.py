@@ -6,6 +6,7 @@ Source: "Patches Are All You Need?", arXiv 2201.09792.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -122,15 +123,21 @@ class ConvMixerInterface(nn.Module):
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
         chosen = self._layer_indices(indices)
+        last = max(chosen, default=-1) if stop_early else len(self.blocks) - 1
+        steps = sorted({*(index + 1 for index in chosen), last + 1})
+        found = dict(zip(steps, self._run_steps(x, steps), strict=True))
+        intermediates = [found[index + 1] for index in sorted(chosen)]
+        return intermediates if intermediates_only else (found[last + 1], intermediates)
+
+    def _run_steps(self, x: Tensor, steps: Sequence[int]) -> list[Tensor]:
+        """Return the outputs of rising steps, 0 the stem, n layer n; later ones are not run."""
         x = self.stem(x)
-        intermediates = []
-        for index, layer in enumerate(self.blocks):
-            if stop_early and index > max(chosen, default=-1):
-                break
+        outs = [x] if 0 in steps else []
+        for step, layer in enumerate(islice(self.blocks, steps[-1]), 1):
             x = layer(x)
-            if index in chosen:
-                intermediates.append(x)
-        return intermediates if intermediates_only else (x, intermediates)
+            if step in steps:
+                outs.append(x)
+        return outs
 
     def _layer_indices(self, indices: int | Sequence[int] | None) -> set[int]:
         depth = len(self.blocks)

@@ -13,14 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from convmixer_fast.errors import BackendUnavailableError
 
-__all__ = ["BACKENDS", "BackendStatus", "backend_info", "launcher", "resolve"]
-__all__ += ["trunk_maker", "why_not"]
+__all__ = ["BACKENDS", "Backend", "BackendStatus", "MemorySamples", "backend_info", "launcher"]
+__all__ += ["memory_samples", "resolve", "row", "trunk_maker", "why_not"]
 
 _FUSED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -101,6 +102,25 @@ def trunk_maker(backend: str) -> Callable[..., Callable[..., Tensor]] | None:
         importlib.import_module(row.module), row.trunk
     )
     return maker
+
+
+def row(backend: str) -> "Backend":
+    """Return the row of ``backend`` (already resolved)."""
+    return _BACKENDS[backend]
+
+
+def memory_samples() -> Callable[[list[int], list[int]], "MemorySamples"] | None:
+    """Return what compares pieces of memory with what they held; None without the extension."""
+    module, _ = _load_extension()
+    make: Callable[[list[int], list[int]], MemorySamples] | None = getattr(module, "Samples", None)
+    return make
+
+
+class MemorySamples(Protocol):
+    """Pieces of memory, and what they held."""
+
+    def unchanged(self) -> bool:
+        """Whether they still hold that."""
 
 
 def backend_info() -> tuple[BackendStatus, ...]:
@@ -198,7 +218,9 @@ def _reference_status() -> BackendStatus:
 
 
 @dataclass(frozen=True)
-class _Backend:
+class Backend:
+    """One row of the table: all that the rest of the package knows of a backend."""
+
     module: str
     """Where its launchers are."""
     suffix: str
@@ -208,18 +230,29 @@ class _Backend:
     status: Callable[[], BackendStatus]
     trunk: str | None = None
     """The class there that runs stem and layers in one call, if there is one."""
+    options: tuple[str, ...] = ()
+    """What that takes by name: attributes of :class:`fused.FusedConvMixer`."""
+    graphs: bool = False
+    """Whether its calls can be CUDA graphs."""
+    tunes: bool = False
+    """Whether :meth:`fused.FusedConvMixer.tune` can measure what suits it."""
 
 
 _BACKENDS = {
-    "triton": _Backend(
-        "convmixer_fast.kernels", "triton", _triton_why_not, _triton_status, trunk="TritonTrunk"
+    "triton": Backend(
+        "convmixer_fast.kernels",
+        "triton",
+        _triton_why_not,
+        _triton_status,
+        trunk="TritonTrunk",
+        options=("chunk", "tuned"),
+        graphs=True,
+        tunes=True,
     ),
-    "cpu": _Backend(
+    "cpu": Backend(
         "convmixer_fast.runtime.cpu", "cpu", _cpu_why_not, _cpu_status, trunk="CpuTrunk"
     ),
-    "reference": _Backend(
-        "convmixer_fast.reference", "ref", lambda device: None, _reference_status
-    ),
+    "reference": Backend("convmixer_fast.reference", "ref", lambda device: None, _reference_status),
 }
 BACKENDS = tuple(_BACKENDS)
 """The backends in the order in which ``"auto"`` tries them."""

@@ -141,6 +141,7 @@ class CpuTrunk:
     ) -> None:
         self._channels, in_channels, patch_h, patch_w = stem.weight.shape
         self._patch = patch_h, patch_w
+        self._widths = [self._channels, *(layer.pointwise.weight.shape[0] for layer in layers)]
         packed = Packed.product(stem)
         self._packed = [packed]
         self._trunk = _C.Trunk(packed.addresses, in_channels, patch_h, patch_w, self._channels)
@@ -195,6 +196,30 @@ class CpuTrunk:
                 torch.get_num_threads(),
             )
         return out.to(x.dtype)
+
+    def intermediates(self, x: Tensor, steps: Sequence[int]) -> list[Tensor]:
+        """Map images (N, C, H, W) to the outputs of chosen steps, in one call.
+
+        Args:
+            x: the images.
+            steps: 0 for the stem, n for layer n counted from 1; rising. Later ones are not run.
+
+        Returns:
+            Each (N, channels, H / P_h, W / P_w), in the dtype of ``x``.
+        """
+        images, _, height, width = x.shape
+        plane = height // self._patch[0], width // self._patch[1]
+        outs = [_empty((images, self._widths[step], *plane)) for step in steps]
+        if images > 0:
+            source = _float32(x)
+            addresses = [0] * (steps[-1] + 1)
+            for step, out in zip(steps, outs, strict=True):
+                addresses[step] = out.data_ptr()
+            threads = torch.get_num_threads()
+            self._trunk.run_intermediates(
+                source.data_ptr(), addresses, images, height, width, threads
+            )
+        return [out.to(x.dtype) for out in outs]
 
 
 def _pack(weight: Tensor, lanes: int) -> Tensor:

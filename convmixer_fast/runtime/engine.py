@@ -1,61 +1,57 @@
 """The engine of a FusedConvMixer: its trunk in one call, where a backend has such a call.
 
 What a backend makes of the weights (packed for the CPU, CUDA graphs on a GPU) is derived from
-the module's parameters and kept beside them. It is made again whenever they are not the same any
-more: other tensors, or changed in place, as ``load_state_dict`` does. What PyTorch does not
-count, such as ``weight.data.mul_(2)`` or writing through a NumPy view, is not noticed. It is no
-part of ``state_dict``, copies and pickles.
+the module's parameters and kept beside them. It is made again when they are not the same any
+more; ``source.py`` says what is noticed. It is no part of ``state_dict``, copies and pickles.
 
 Where one call would not do what the ops one by one do, :meth:`Engine.trunk` returns None: while
-something looks at single operations (compiling, exporting, dispatch and function modes, autocast on
-a CPU, function transforms, hooks on layers), and for inputs and weights that the ops refuse, with
-their own errors.
+something looks at single operations (compiling, exporting, dispatch and function modes, function
+transforms, hooks on layers), and for inputs and weights that the ops refuse, with their own errors.
+One function, :meth:`Engine._find`, decides that, and so says why: a warning says it once for a
+module and a reason, and :meth:`Engine.explain` whenever it is asked.
 """
 
-import operator
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from itertools import chain, repeat
-from typing import Any, Protocol
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
+from torch.utils._device import DeviceContext
 
 from convmixer_fast.errors import BackendUnavailableError
-from convmixer_fast.models.convmixer import GlobalPool
 from convmixer_fast.runtime import backends
-from convmixer_fast.runtime.blocks import DepthwiseBlock, PatchEmbed, PointwiseBlock
 from convmixer_fast.runtime.cuda_graphs import CudaGraphs
-from convmixer_fast.spec import FoldedBlock, FoldedLayer, Head
+from convmixer_fast.runtime.explanation import Explanation
+from convmixer_fast.runtime.source import Model, Reason, Source
 
 __all__ = ["Engine"]
 
 Trunk = Callable[..., Tensor]
+Intermediates = Callable[[Tensor, Sequence[int]], list[Tensor]]
 
-_DEVICES = ("cpu", "cuda")
+_log = logging.getLogger("convmixer_fast")
 _KEPT = 3
 """Trunks of one module: with autocast to either dtype, and without."""
-_AUTOCAST_DEVICES = ("cuda",)
-"""Where a trunk follows autocast. On a CPU the ops do, one by one: that is not worth a second copy
-of packed weights."""
 
 
-class Model(Protocol):
-    """What is read of a :class:`fused.FusedConvMixer`, whose files this one does not know."""
+class _Found(NamedTuple):
+    """What there is for a call."""
 
-    stem: nn.Module
-    blocks: nn.Sequential
-    global_pool: GlobalPool
-    head_drop: nn.Module
-    head: nn.Module
-    source_head: nn.Module | None
-    backend: str
-    cuda_graphs: str | bool
-    static_output: bool
-    chunk: int | None
-    _modules: dict[str, nn.Module | None]
-    _tuned: dict[Any, Any]
+    reason: Reason | None
+    """Why the trunk cannot run it."""
+    where: tuple[object, ...] = ()
+    """What of the call the trunk depends on."""
+    backend: str = ""
+    dtype: torch.dtype = torch.float32
+    source: Source | None = None
+    misfit: Reason | None = None
+    """Why no trunk can be made of the source."""
+    bare: Any = None
+    """The backend's trunk; None where it is not made yet."""
+    trunk: Trunk | None = None
+    """That by CUDA graphs, and with the input cast."""
 
 
 class Engine:
@@ -65,15 +61,19 @@ class Engine:
     """
 
     def __init__(self) -> None:
-        # By what a call asks for, such as autocast's dtype. Replaced and not changed, so that
-        # several Python threads see all of it or nothing.
-        self._made: dict[object, tuple[_Source, Trunk]] = {}
+        # Replaced and not changed, so that several Python threads see all of it or nothing.
+        self._made: dict[object, _Found] = {}
+        self._said: set[str] = set()
 
     def __deepcopy__(self, memo: object) -> "Engine":
         return Engine()
 
     def __reduce__(self) -> tuple[type["Engine"], tuple[()]]:
         return Engine, ()
+
+    def forget(self) -> None:
+        """Drop what was made of the weights: the next call makes it again."""
+        self._made = {}
 
     def trunk(self, model: Model, x: Tensor) -> tuple[Trunk, str] | None:
         """Return what computes stem and layers of ``model`` for ``x``, or None for the ops.
@@ -82,50 +82,41 @@ class Engine:
         or if the head begins so ``"mean"`` (over the positions), or if it is so ``"logits"``.
         The last of these that it can do comes with it.
         """
-        if torch.compiler.is_compiling() or not _is_plain(x):
+        found = self._ready(model, x)
+        if found is None or found.trunk is None or found.source is None:
             return None
-        dtype = _working_dtype(x)
-        where: tuple[object, ...] = (
-            *(model.backend, model.cuda_graphs, model.static_output, model.chunk),
-            *(x.device, x.dtype, dtype),
+        return found.trunk, found.source.result()
+
+    def intermediates(self, model: Model, x: Tensor) -> Intermediates | None:
+        """Return what computes the outputs of chosen steps for ``x``, or None for the ops.
+
+        It is called with the batch and the steps: 0 for the stem, n for layer n counted from 1, in
+        rising order; the last of them is the last that is run. On a GPU it is no CUDA graph.
+        """
+        found = self._ready(model, x)
+        return None if found is None else partial(_intermediates, found.bare, found.dtype)
+
+    def explain(self, model: Model, x: Tensor) -> Explanation:
+        """Say how ``x``, the stem's input, would run. Nothing is run, made or kept."""
+        found = self._find(model, x)
+        reason, backend, source = found.reason, found.backend, found.source
+        one_call = reason is None and source is not None
+        working = _working_dtype(x)
+        result = source.result() if source is not None and one_call else ""
+        outside = {"logits": (), "mean": ("head_drop", "head")}.get(
+            result, ("global_pool", "head_drop", "head")
         )
-        if x.is_cuda:
-            where = *where, *_float32_products()  # compiled in
-        made = self._made.get(where)
-        # A shallow copy has another module's engine.
-        if made is not None and made[0].modules is model._modules and made[0].unchanged():
-            source, trunk = made
-            return (trunk, source.result) if source.takes(x) else None
-        try:
-            backend = backends.resolve(model.backend, x.device, dtype)
-            make = backends.trunk_maker(backend)
-        except BackendUnavailableError:
-            return None  # what is wrong with the input is for the ops to say first
-        if make is None or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
-            return None  # what is made while a graph is captured has no values before its replay
-        source = _Source(model)
-        if not (source.usable() and source.takes(x)):
-            return None
-        # Before memory for another one is asked for; the others that stay are still right.
-        kept = {key: made for key, made in self._made.items() if made[0].unchanged()}
-        self._made = dict(list(kept.items())[1 - _KEPT :])
-        with torch.inference_mode(False), torch.no_grad():
-            options: dict[str, Any] = {}
-            if backend == "triton":
-                options = {"chunk": model.chunk, "tuned": model._tuned}
-            trunk = source.make_trunk(make, dtype, **options)
-            if x.is_cuda:  # other threads may use it on other streams
-                torch.cuda.current_stream(x.device).synchronize()
-        if dtype != x.dtype:
-            trunk = _casting(trunk, dtype)
-        if model.cuda_graphs is not False and _has_graphs(x.device):
-            trunk = CudaGraphs(
-                trunk,
-                first_calls=0 if model.cuda_graphs is True else 1,
-                static_output=model.static_output,
-            )
-        self._made = {**self._made, where: (source, trunk)}
-        return trunk, source.result
+        return Explanation(
+            backend=backend or model.backend,
+            one_call=one_call,
+            reason=None if reason is None else reason.text,
+            device=x.device,
+            dtype=working,
+            computed_in=torch.float32 if backend == "cpu" else working,
+            ready=found.trunk is not None,
+            graph=_graph(model, found, x) if one_call else None,
+            outside=outside if model.source_head is None else ("source_head",),
+        )
 
     def bare_trunks(self, model: Model, x: Tensor) -> tuple[Callable[..., Trunk], Tensor]:
         """Return what makes Triton trunks of ``model`` with given options, and their input.
@@ -135,180 +126,172 @@ class Engine:
         """
         dtype = _working_dtype(x)
         backend = backends.resolve(model.backend, x.device, dtype)
-        if backend != "triton":
+        if not backends.row(backend).tunes:
             raise BackendUnavailableError(
                 f"tune() measures Triton kernels, and {x.dtype} on {x.device} runs on the backend "
                 f"{backend!r}, which has nothing to tune. Move model and example to a CUDA device; "
                 "convmixer_fast.backend_info() says what can run here"
             )
-        source, make = _Source(model), backends.trunk_maker(backend)
-        if make is None or not (_is_plain(x) and source.usable() and source.takes(x)):
+        found = self._find(model, x)
+        if found.reason is not None or found.source is None:
             raise BackendUnavailableError(
                 f"the model's layers do not run in one call for {x.dtype} {tuple(x.shape)} on "
-                f"{x.device}: the example does not fit the weights, or hooks, a changed layer or a "
-                "function transform look at single layers. Tune the module as optimize() returned "
-                "it, with an example like its later inputs"
+                f"{x.device}: {found.reason.text if found.reason else ''}. Tune the module as "
+                "optimize() returned it, with an example like its later inputs"
             )
+        source, make = found.source, backends.trunk_maker(backend)
+        assert make is not None  # else there would be a reason
 
         def trunk(**options: Any) -> Trunk:
             with torch.inference_mode(False), torch.no_grad():
-                return source.make_trunk(make, dtype, **options)
+                made: Trunk = source.make_trunk(make, dtype, **options)
+            return made
 
         return trunk, x.to(dtype)
 
-
-class _Source:
-    """The modules and tensors that a trunk is made from, and whether they are still the same.
-
-    Checked at every call, and so kept short: views of the modules' own dictionaries are compared
-    with what they held, and tensors by address and count of changes in place.
-    """
-
-    def __init__(self, model: Model) -> None:
-        self.modules = model._modules
-        layers = list(model.blocks._modules.values())
-        self.blocks: list[Any] = [model.stem]
-        for layer in layers:
-            self.blocks += layer._modules.values() if isinstance(layer, nn.Sequential) else [None]
-        end = [model.global_pool, model.head_drop, model.head]
-        modules = [model.stem, model.blocks, *layers, *self.blocks[1:], *end]
-        seen = [module for module in modules if module is not None]
-        self._hooks = [_global_forward_hooks, _global_forward_pre_hooks]
-        self._hooks += [module._forward_hooks for module in seen]
-        self._hooks += [module._forward_pre_hooks for module in seen]
-        self._attributes = [module.__dict__ for module in seen]
-        fused = [block for block in self.blocks if block is not None]
-        self.result = "features"
-        if model.source_head is None and model.global_pool.pool_type == "avg":
-            plain = type(model.head) is nn.Linear and type(model.head_drop) is nn.Identity
-            self.result = "logits" if plain else "mean"
-        self._head: Any = model.head if self.result == "logits" else None
-        holders = fused if self._head is None else [*fused, self._head]
-        self._views = [model._modules.values(), model.blocks._modules.values()]
-        self._views += [layer._modules.values() for layer in layers if layer is not None]
-        self._views += [holder._parameters.values() for holder in holders]
-        self._held = list(chain.from_iterable(self._views))
-        held = chain.from_iterable(holder._parameters.values() for holder in holders)
-        self._tensors = [tensor for tensor in held if tensor is not None]
-        # Their memory is held, so that an address is not used again.
-        self._memory = [tensor.detach() for tensor in self._tensors]
-        self._pool = model.global_pool
-        self._settings = self._read_settings()
-        # Inference tensors do not count their changes.
-        self._counted = not any(tensor.is_inference() for tensor in self._tensors)
-        self._changes = self._count_changes() if self._counted else []
-
-    def usable(self) -> bool:
-        """Whether one call can stand for the modules: as they were made, and nobody looking."""
-        pairs = [DepthwiseBlock, PointwiseBlock] * ((len(self.blocks) - 1) // 2)
-        as_made = [type(block) for block in self.blocks] == [PatchEmbed, *pairs]
-        return (
-            as_made
-            and self._counted
-            and not self._watched()
-            and self._needs_no_gradient()
-            and self._fits_together()
-        )
-
-    def unchanged(self) -> bool:
-        """Whether a trunk made from this may be used again."""
-        try:
-            return (
-                sum(map(len, self._views)) == len(self._held)
-                and all(map(operator.is_, chain.from_iterable(self._views), self._held))
-                and self._count_changes() == self._changes
-                and self._read_settings() == self._settings
-                and not self._watched()
-                and self._needs_no_gradient()
-            )
-        except RuntimeError:  # one has become an inference tensor
-            return False
-
-    def takes(self, x: Tensor) -> bool:
-        """Whether the ops would take ``x``."""
-        weight = self.blocks[0].weight
-        if x.dim() != 4 or x.device != weight.device:
-            return False
-        if torch.is_autocast_enabled(x.device.type):
-            # Float64, and what is no floating-point number, is not cast.
-            if not x.is_floating_point() or torch.float64 in (x.dtype, weight.dtype):
-                return False
-        elif x.dtype != weight.dtype:
-            return False
-        _, channels, height, width = x.shape
-        _, wanted, patch_h, patch_w = weight.shape
-        strided = x.layout == torch.strided
-        return channels == wanted and height >= patch_h and width >= patch_w and strided
-
-    def make_trunk(self, make: Callable[..., Trunk], dtype: torch.dtype, **options: Any) -> Trunk:
-        """Call what makes a backend's trunk, with the tensors, their weights in ``dtype``."""
-        stem = _cast(self.blocks[0].folded(), dtype)
-        return make(stem, tuple(self.layers(dtype)), self.head(dtype), **options)
-
-    def layers(self, dtype: torch.dtype) -> Iterator[FoldedLayer]:
-        """Yield the layers; one that stands at several positions is one object at each."""
-        made: dict[tuple[int, int], FoldedLayer] = {}
-        for depthwise, pointwise in zip(self.blocks[1::2], self.blocks[2::2], strict=True):
-            key = id(depthwise), id(pointwise)
-            if key not in made:
-                made[key] = FoldedLayer(
-                    _cast(depthwise.folded(), dtype), _cast(pointwise.folded(), dtype)
+    def _ready(self, model: Model, x: Tensor) -> _Found | None:
+        """Return what runs ``x``, made where it was not yet; None for the ops, said if need be."""
+        if torch.compiler.is_compiling():
+            return None  # here too, as a compiler does not follow what is below
+        found = self._find(model, x)
+        if found.reason is not None:
+            if found.misfit is not None:
+                self._made = {**self._made, found.where: found}  # looked at once
+            if found.reason.said and found.reason.text not in self._said:
+                self._said.add(found.reason.text)
+                _log.warning(
+                    "a FusedConvMixer runs op by op, which takes several times as long: %s "
+                    "(said once; explain(x) tells for an input)",
+                    found.reason.text,
                 )
-            yield made[key]
-
-    def head(self, dtype: torch.dtype) -> Head | None:
-        """Return the head, where the trunk can do it."""
-        if self._head is None:
             return None
-        bias = self._head.bias
-        return Head("avg", self._head.weight.to(dtype), None if bias is None else bias.to(dtype))
+        return found if found.trunk is not None else self._make(model, found, x)
 
-    def _watched(self) -> bool:
-        return any(self._hooks) or any(map(operator.contains, self._attributes, repeat("forward")))
-
-    def _read_settings(self) -> list[object]:
-        blocks = [block for block in self.blocks if block is not None]
-        own = [getattr(block, "activation", None) for block in blocks]
-        own += [getattr(block, "backend", None) for block in blocks]
-        return [*own, self._pool.pool_type]
-
-    def _fits_together(self) -> bool:
-        """Whether the ops, and the head, would take the tensors: the kernels trust them."""
-        stem = self.blocks[0].weight
-        if any(type(t) not in (Tensor, nn.Parameter) for t in self._tensors):
-            return False
-        if any(t.device != stem.device or t.numel() == 0 for t in self._tensors):
-            return False
-        channels = stem.shape[0]
-        for index, block in enumerate(self.blocks):
-            shape = tuple(block.weight.shape)
-            depthwise = index % 2 == 1
-            size = shape[-1]
-            wanted = (channels, 1, size, size) if depthwise else (shape[0], channels, 1, 1)
-            if block.weight.dtype != stem.dtype or (index > 0 and shape != wanted):
-                return False
-            if depthwise and size % 2 == 0:
-                return False
-            channels = shape[0]
-            for vector in (block.bias, block.scale, block.shift):
-                if vector is None:
-                    continue
-                if vector.shape != (channels,) or vector.dtype not in (stem.dtype, torch.float32):
-                    return False
-        if self._head is None:
-            return True
-        weight, bias = self._head.weight, self._head.bias
-        fits = weight.dim() == 2 and weight.shape[1] == channels and weight.dtype == stem.dtype
-        return fits and (
-            bias is None or (bias.shape == weight.shape[:1] and bias.dtype == stem.dtype)
+    def _find(self, model: Model, x: Tensor) -> _Found:
+        """Decide whether the trunk can run ``x``, and return it if it is made."""
+        reason = _who_looks(x)
+        if reason is not None:
+            return _Found(reason)
+        dtype = _working_dtype(x)
+        where: tuple[object, ...] = (
+            *(model.backend, model.cuda_graphs, model.static_output, model.chunk),
+            *(x.device, x.dtype, dtype),
         )
+        if x.is_cuda:
+            where = *where, *_float32_products()  # compiled in
+        found = self._made.get(where)
+        source = None if found is None else found.source
+        # A shallow copy has another module's engine.
+        if (
+            found is None
+            or source is None
+            or source.modules is not model._modules
+            or not source.unchanged()
+        ):
+            found = _new(model, x, where, dtype)
+            source = found.source
+        if found.reason is not None or source is None:
+            return found
+        reason = found.misfit or source.why_not(x)
+        capturing = x.is_cuda and torch.cuda.is_current_stream_capturing()
+        if reason is None and found.trunk is None and capturing:
+            # What is made while a graph is captured has no values before its replay.
+            reason = Reason(
+                "a CUDA graph is being captured before the module has been called; "
+                "call warmup() before"
+            )
+        return found if reason is None else found._replace(reason=reason)
 
-    def _count_changes(self) -> list[tuple[int, int]]:
-        return [(tensor.data_ptr(), tensor._version) for tensor in self._tensors]
+    def _make(self, model: Model, found: _Found, x: Tensor) -> _Found:
+        source, make = found.source, backends.trunk_maker(found.backend)
+        assert source is not None
+        assert make is not None  # else there would be a reason
+        row = backends.row(found.backend)
+        # Before memory for another one is asked for; the others that stay are still right.
+        kept = {
+            key: made for key, made in self._made.items() if made.source and made.source.unchanged()
+        }
+        kept.pop(found.where, None)
+        self._made = dict(list(kept.items())[1 - _KEPT :])
+        with torch.inference_mode(False), torch.no_grad():
+            options = {name: getattr(model, name) for name in row.options}
+            bare = source.make_trunk(make, found.dtype, **options)
+            if x.is_cuda:  # other threads may use it on other streams
+                torch.cuda.current_stream(x.device).synchronize()
+        trunk: Trunk = bare
+        if found.dtype != x.dtype:
+            trunk = _casting(trunk, found.dtype)
+        if model.cuda_graphs is not False and _has_graphs(found.backend, x.device):
+            trunk = CudaGraphs(
+                trunk,
+                first_calls=0 if model.cuda_graphs is True else 1,
+                static_output=model.static_output,
+            )
+        found = found._replace(bare=bare, trunk=trunk)
+        self._made = {**self._made, found.where: found}
+        return found
 
-    def _needs_no_gradient(self) -> bool:
-        # Weights that require one are left to the ops, which refuse them.
-        return not torch.is_grad_enabled() or not any(t.requires_grad for t in self._tensors)
+
+def _new(model: Model, x: Tensor, where: tuple[object, ...], dtype: torch.dtype) -> _Found:
+    """Look at the module as it is now."""
+    try:
+        backend = backends.resolve(model.backend, x.device, dtype)
+        make = backends.trunk_maker(backend)
+    except BackendUnavailableError as error:
+        # What is wrong with the input is for the ops to say first.
+        return _Found(Reason(str(error), said=False), where)
+    if make is None:
+        return _Found(
+            Reason(f"the backend {backend!r} has no call for all layers", said=False),
+            *(where, backend, dtype),
+        )
+    source = Source(model)
+    return _Found(None, where, backend, dtype, source, source.misfit(backend, dtype))
+
+
+def _who_looks(x: Tensor) -> Reason | None:
+    """Say what happens to operations on ``x`` besides the arithmetic; None for nothing."""
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
+        return Reason("it is being compiled, exported or traced", said=False)
+    if torch._C._len_torch_dispatch_stack() > 0:
+        keys = torch._C._TorchDispatchModeKey
+        tracing = any(
+            torch._C._get_dispatch_mode(key) for key in (keys.FAKE, keys.PROXY, keys.FUNCTIONAL)
+        )
+        return Reason("a dispatch mode looks at single operations", said=not tracing)
+    if _function_modes_look():
+        return Reason("a function mode looks at single operations")
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return Reason("a function transform, such as vmap, looks at single operations")
+    if type(x) not in (Tensor, nn.Parameter):
+        tracing = isinstance(x, torch._subclasses.FakeTensor)
+        return Reason(f"the input is a {type(x).__name__}, a subclass of Tensor", said=not tracing)
+    return None
+
+
+def _function_modes_look() -> bool:
+    """Whether there are function modes other than that of the default device."""
+    if torch._C._len_torch_function_stack() == 0:
+        return False
+    modes = torch.overrides._get_current_function_mode_stack()
+    return any(type(mode) is not DeviceContext for mode in modes)
+
+
+def _intermediates(bare: Any, dtype: torch.dtype, x: Tensor, steps: Sequence[int]) -> list[Tensor]:
+    outs: list[Tensor] = bare.intermediates(x.to(dtype), steps)
+    return outs
+
+
+def _graph(model: Model, found: _Found, x: Tensor) -> str | None:
+    if not _has_graphs(found.backend, x.device):
+        return None
+    if model.cuda_graphs is False:
+        return "off"
+    return (
+        "from the first call of a shape on"
+        if model.cuda_graphs is True
+        else ("from the second call of a shape on")
+    )
 
 
 def _float32_products() -> tuple[str, str]:
@@ -320,12 +303,9 @@ def _float32_products() -> tuple[str, str]:
 def _working_dtype(x: Tensor) -> torch.dtype:
     """Return what the trunk computes in: the dtype of autocast, where it is on."""
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-
-
-def _cast(block: FoldedBlock, dtype: torch.dtype) -> FoldedBlock:
-    # As autocast does to a convolution's weight; the vectors are made for float32.
-    return replace(block, weight=block.weight.to(dtype))
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return x.dtype
 
 
 def _casting(trunk: Trunk, dtype: torch.dtype) -> Trunk:
@@ -335,19 +315,5 @@ def _casting(trunk: Trunk, dtype: torch.dtype) -> Trunk:
     return cast_first
 
 
-def _has_graphs(device: torch.device) -> bool:
-    return device.type == "cuda"
-
-
-def _is_plain(x: Tensor) -> bool:
-    """Whether nothing but the arithmetic happens to operations on ``x``."""
-    device = x.device.type
-    return (
-        type(x) in (Tensor, nn.Parameter)
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._len_torch_function_stack() == 0
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-        and device in _DEVICES
-        and (device in _AUTOCAST_DEVICES or not torch.is_autocast_enabled(device))
-        and not torch._C._is_tracing()
-    )
+def _has_graphs(backend: str, device: torch.device) -> bool:
+    return backends.row(backend).graphs and device.type == "cuda"

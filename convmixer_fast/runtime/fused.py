@@ -18,6 +18,7 @@ from convmixer_fast.runtime.blocks import (
     fused_layer,
 )
 from convmixer_fast.runtime.engine import Engine
+from convmixer_fast.runtime.explanation import Explanation
 from convmixer_fast.spec import FoldedConvMixer, Head
 
 if TYPE_CHECKING:
@@ -122,6 +123,32 @@ class FusedConvMixer(ConvMixerInterface):
             return self.source_head(features, *extras)
         return super().forward_head(features)
 
+    @property
+    def tuned(self) -> dict[Any, Any]:
+        """What :meth:`tune` chose, by device, dtype and shape, in plain form."""
+        return self._tuned
+
+    def explain(self, x: Tensor) -> Explanation:
+        """Say how a call with ``x`` (N, in_chans, H, W) would run, and why not in one call.
+
+        Nothing is computed but what stands before the stem.
+
+        Raises:
+            TypeError, ValueError, InferenceOnlyError: as a call would.
+        """
+        return self._engine.explain(self, self._enter(x)[0])
+
+    def refresh(self) -> None:
+        """Use the weights as they are now: what was made of them is made again at the next call.
+
+        On a CPU that is packed weights, on a GPU CUDA graphs. Not needed after what PyTorch counts
+        as a change (``load_state_dict``, in-place operations on a parameter, ``.to()``), which is
+        noticed, and on a CPU seldom after writes to whole tensors that it does not count
+        (``weight.data.mul_(2)``, through NumPy): a few numbers of each tensor are looked at in
+        every call. Writes to single elements past PyTorch, and any on a GPU, need it.
+        """
+        self._engine.forget()
+
     def warmup(self, *shapes: Sequence[int]) -> None:
         """Run zeros of each shape (N, in_chans, H, W): later calls have nothing to prepare.
 
@@ -211,6 +238,10 @@ class FusedConvMixer(ConvMixerInterface):
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Return the features and the outputs of chosen layers, as timm's method does."""
         return super().forward_intermediates(self._enter(x)[0], *args, **kwargs)
+
+    def _run_steps(self, x: Tensor, steps: Sequence[int]) -> list[Tensor]:
+        run = self._engine.intermediates(self, x)
+        return super()._run_steps(x, steps) if run is None else run(x, steps)
 
     def get_classifier(self) -> nn.Module:
         """Return the linear layer of the head, or an ``nn.Identity`` where there is none."""

@@ -95,12 +95,12 @@ class Pass {
     product(layer.pointwise, block.channels, step, tile, y);
   }
 
-  // Blocks [begin, end) of the last layer's output, or of its mean; `out` is where all of it goes.
-  void store(bool mean, int64_t begin, int64_t end, float* out) const {
+  // Blocks [begin, end) of a step's output, or of its mean; `out` is where all of it goes.
+  void store(size_t step, bool mean, int64_t begin, int64_t end, float* out) const {
     const int64_t first = begin * kBlock;
-    const int64_t channels = std::min(end * kBlock, trunk_.channels_out()) - first;
+    const int64_t channels = std::min(end * kBlock, trunk_.channels_of(step)) - first;
     const int64_t pixels = tiling_.pixels;
-    const float* last = buffers_[trunk_.layers.size() % 2] + first * pixels;
+    const float* last = buffers_[step % 2] + first * pixels;
     if (mean) {
       mean_of_blocks(last, channels, pixels, out + first);
     } else {
@@ -177,12 +177,25 @@ class Buffers {
   float* base_;
 };
 
+// What a call of the whole trunk leaves, or one for intermediates.
+struct Outputs {
+  Result result;
+  float* out;
+  int64_t out_floats;           // of an image
+  const std::vector<float*>* steps;  // of run_intermediates, then there is nothing else
+
+  int64_t count(const Trunk& trunk) const {
+    return static_cast<int64_t>(steps ? steps->size() : trunk.layers.size() + 1);
+  }
+  float* of(int64_t step) const { return steps ? (*steps)[static_cast<size_t>(step)] : nullptr; }
+};
+
 // Each image by one thread.
 void run_images(const Trunk& trunk, const Extent& extent, const float* images, int64_t count,
-                const Patches& patches, Result result, float* out, int64_t out_floats,
-                int threads) {
+                const Patches& patches, const Outputs& outputs, int threads) {
   const int64_t image_floats = patches.channels * patches.height * patches.width;
-  const int64_t steps = static_cast<int64_t>(trunk.layers.size()) + 1;
+  const int64_t steps = outputs.count(trunk);
+  const Result result = outputs.result;
   const Tiling tiling = extent.tiling(1);
   const Buffers buffers(trunk, extent, tiling, threads, threads);
   parallel_for({count}, threads, [&](int64_t, int64_t image, int participant) {
@@ -192,37 +205,90 @@ void run_images(const Trunk& trunk, const Extent& extent, const float* images, i
       for (int64_t tile = 0; tile < tiling.tiles; ++tile) {
         pass.tile(step, tile, images + image * image_floats, buffers.tile(participant));
       }
+      if (float* stored = outputs.of(step)) {
+        const int64_t channels = trunk.channels_of(static_cast<size_t>(step));
+        pass.store(static_cast<size_t>(step), false, 0, blocks_of(channels),
+                   stored + image * channels * extent.pixels);
+      }
     }
-    float* result_of_image = out + image * out_floats;
+    if (outputs.steps) return;
+    float* result_of_image = outputs.out + image * outputs.out_floats;
     float* stored = result == Result::kLogits ? buffers.mean(participant) : result_of_image;
-    pass.store(result != Result::kFeatures, 0, blocks_of(trunk.channels_out()), stored);
+    pass.store(trunk.layers.size(), result != Result::kFeatures, 0,
+               blocks_of(trunk.channels_out()), stored);
     if (result == Result::kLogits) pass.head(stored, buffers.head(participant), result_of_image);
   });
 }
 
-// One image by all threads: a step is complete before the next begins.
-void run_image(const Trunk& trunk, const Extent& extent, const float* image,
-               const Patches& patches, Result result, float* out, int threads) {
-  const int64_t layers = static_cast<int64_t>(trunk.layers.size());
+// One image by all threads: a stage is complete before the next begins.
+void run_image(const Trunk& trunk, const Extent& extent, const float* images, int64_t image,
+               const Patches& patches, const Outputs& outputs, int threads) {
+  const int64_t steps = outputs.count(trunk);
+  const size_t last = static_cast<size_t>(steps - 1);
+  const Result result = outputs.result;
   const Tiling tiling = extent.tiling(threads);
   const Buffers buffers(trunk, extent, tiling, 1, threads);
   const Pass pass(trunk, patches, tiling, buffers.first(0), buffers.second(0));
-  std::vector<int64_t> tasks(static_cast<size_t>(layers + 1), tiling.tiles);
-  const int64_t blocks = blocks_of(trunk.channels_out());
-  const int64_t parts = std::min<int64_t>(blocks, threads);
+  const float* source = images + image * patches.channels * patches.height * patches.width;
+  float* out = outputs.steps ? nullptr : outputs.out + image * outputs.out_floats;
+
+  struct Stage {
+    enum { kTiles, kStore, kHead } what;
+    int64_t step;
+    float* stored;
+    int64_t blocks;
+  };
+  std::vector<Stage> stages;
+  std::vector<int64_t> tasks;
+  const auto add_store = [&](int64_t step, float* stored) {
+    const int64_t blocks = blocks_of(trunk.channels_of(static_cast<size_t>(step)));
+    stages.push_back({Stage::kStore, step, stored, blocks});
+    tasks.push_back(std::min<int64_t>(blocks, threads));
+  };
+  for (int64_t step = 0; step < steps; ++step) {
+    stages.push_back({Stage::kTiles, step, nullptr, 0});
+    tasks.push_back(tiling.tiles);
+    if (float* stored = outputs.of(step)) {
+      const int64_t channels = trunk.channels_of(static_cast<size_t>(step));
+      add_store(step, stored + image * channels * extent.pixels);
+    }
+  }
   float* stored = result == Result::kLogits ? buffers.mean(0) : out;
-  tasks.push_back(parts);
-  if (result == Result::kLogits) tasks.push_back(1);
-  parallel_for(tasks, threads, [&](int64_t step, int64_t task, int participant) {
-    if (step <= layers) {
-      pass.tile(step, task, image, buffers.tile(participant));
-    } else if (step == layers + 1) {
-      pass.store(result != Result::kFeatures, task * blocks / parts, (task + 1) * blocks / parts,
-                 stored);
+  if (!outputs.steps) add_store(static_cast<int64_t>(last), stored);
+  if (result == Result::kLogits) {
+    stages.push_back({Stage::kHead, 0, nullptr, 0});
+    tasks.push_back(1);
+  }
+  parallel_for(tasks, threads, [&](int64_t index, int64_t task, int participant) {
+    const Stage& stage = stages[static_cast<size_t>(index)];
+    if (stage.what == Stage::kTiles) {
+      pass.tile(stage.step, task, source, buffers.tile(participant));
+    } else if (stage.what == Stage::kStore) {
+      const int64_t parts = tasks[static_cast<size_t>(index)];
+      pass.store(static_cast<size_t>(stage.step), result != Result::kFeatures,
+                 task * stage.blocks / parts, (task + 1) * stage.blocks / parts, stage.stored);
     } else {
       pass.head(stored, buffers.head(0), out);
     }
   });
+}
+
+void run_all(const Trunk& trunk, const Extent& extent, const float* images, int64_t count,
+             const Patches& patches, const Outputs& outputs, int threads) {
+  const int64_t image_work = extent.pixels * extent.pixel_work;
+  threads = useful_threads(threads, count * image_work);
+  const int64_t steps = outputs.count(trunk);
+  // Small images are not worth sharing out: one thread does a last one that is left over.
+  const bool shared = threads > 1 && extent.pixels > 1 &&
+                      image_work >= kTileWork * steps * threads;
+  const int64_t alone = shared ? count - count % threads : count;
+  if (alone > 0) {
+    run_images(trunk, extent, images, alone, patches, outputs,
+               static_cast<int>(std::min<int64_t>(threads, alone)));
+  }
+  for (int64_t image = alone; image < count; ++image) {
+    run_image(trunk, extent, images, image, patches, outputs, threads);
+  }
 }
 
 }  // namespace
@@ -230,26 +296,17 @@ void run_image(const Trunk& trunk, const Extent& extent, const float* image,
 void run_trunk(const Trunk& trunk, const float* images, int64_t count, const Patches& patches,
                Result result, float* out, int threads) {
   const Extent extent(trunk, patches);
-  const int64_t image_work = extent.pixels * extent.pixel_work;
-  threads = useful_threads(threads, count * image_work);
   const int64_t out_floats =
       result == Result::kLogits
           ? trunk.head->channels_out
           : trunk.channels_out() * (result == Result::kMean ? 1 : extent.pixels);
-  const int64_t image_floats = patches.channels * patches.height * patches.width;
-  const int64_t steps = static_cast<int64_t>(trunk.layers.size()) + 1;
-  // Small images are not worth sharing out: one thread does a last one that is left over.
-  const bool shared = threads > 1 && extent.pixels > 1 &&
-                      image_work >= kTileWork * steps * threads;
-  const int64_t alone = shared ? count - count % threads : count;
-  if (alone > 0) {
-    run_images(trunk, extent, images, alone, patches, result, out, out_floats,
-               static_cast<int>(std::min<int64_t>(threads, alone)));
-  }
-  for (int64_t image = alone; image < count; ++image) {
-    run_image(trunk, extent, images + image * image_floats, patches, result,
-              out + image * out_floats, threads);
-  }
+  run_all(trunk, extent, images, count, patches, {result, out, out_floats, nullptr}, threads);
+}
+
+void run_intermediates(const Trunk& trunk, const float* images, int64_t count,
+                       const Patches& patches, const std::vector<float*>& outs, int threads) {
+  const Extent extent(trunk, patches);
+  run_all(trunk, extent, images, count, patches, {Result::kFeatures, nullptr, 0, &outs}, threads);
 }
 
 void pack(const float* matrix, int64_t rows, int64_t depth, int64_t lanes, float* packed,

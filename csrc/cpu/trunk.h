@@ -38,9 +38,11 @@ struct Trunk {
   std::vector<Layer> layers;
   std::optional<ProductBlock> head;
 
-  int64_t channels_out() const {
-    return layers.empty() ? stem.channels_out : layers.back().pointwise.channels_out;
+  // Of the stem, which is step 0, or of a layer.
+  int64_t channels_of(size_t step) const {
+    return step == 0 ? stem.channels_out : layers[step - 1].pointwise.channels_out;
   }
+  int64_t channels_out() const { return channels_of(layers.size()); }
 };
 
 enum class Result { kFeatures, kMean, kLogits };
@@ -53,6 +55,11 @@ enum class Result { kFeatures, kMean, kLogits };
 // thread; what does not go round is shared by all, tile by tile.
 void run_trunk(const Trunk& trunk, const float* images, int64_t count, const Patches& patches,
                Result result, float* out, int threads);
+
+// The outputs of chosen steps, (images, channels, rows, columns): outs[step] is where they go, null
+// for nowhere; the steps after the last of `outs` are not run. The same bits as run_trunk's.
+void run_intermediates(const Trunk& trunk, const float* images, int64_t count,
+                       const Patches& patches, const std::vector<float*>& outs, int threads);
 
 // A matrix (rows, depth) as the kernels read weights: (rows / lanes, depth, lanes), the rows beyond
 // the last becoming zero.
