@@ -31,19 +31,15 @@ bench: $(READY) ## Time models and ops with every runtime installed: tables, pic
 	$(BIN)/python -m benchmarks standard $(ARGS)
 
 # The gpu targets use $(PYTHON) as it is: a GPU machine has its own PyTorch, and no network.
-GPU_ARGS = $(if $(OUT),--output $(OUT)) $(if $(REHEARSE),--rehearse)
+GPU_ARGS = $(if $(OUT),--output $(OUT)) $(if $(REHEARSE),--rehearse) $(ARGS)
 
-.PHONY: gpu-check
-gpu-check: ## On a CUDA machine: build, test, benchmark (PART=build|tests|micro|model, OUT=folder)
-	$(PYTHON) -m benchmarks.gpu_check $(PART) $(GPU_ARGS)
+.PHONY: gpu-first
+gpu-first: ## On a CUDA machine: correctness, models, kernels, tiles, tests in 6 minutes (OUT=folder)
+	$(PYTHON) -m benchmarks.gpu first $(GPU_ARGS)
 
-.PHONY: gpu-profile
-gpu-profile: ## On a CUDA machine: Nsight Compute's sections for each kernel (OUT=folder)
-	$(PYTHON) -m benchmarks.gpu_profile $(GPU_ARGS)
-
-.PHONY: gpu-sanitize
-gpu-sanitize: ## On a CUDA machine: small shapes under compute-sanitizer
-	$(PYTHON) -m benchmarks.gpu_sanitize $(if $(REHEARSE),--rehearse)
+.PHONY: gpu-second
+gpu-second: ## On a CUDA machine, with tables updated: the same, with Nsight Compute (OUT=folder)
+	$(PYTHON) -m benchmarks.gpu second $(GPU_ARGS)
 
 .PHONY: coverage
 coverage: $(READY) ## Run every test and show what they do not reach

@@ -26,7 +26,7 @@ HEADERS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.h"
 
 WINGS = ["commands", "models", "recognition", "runtime"]
 # Sub-packages whose folders stand beside the package's own.
-BESIDE = ["benchmarks", "export", "kernels"]
+BESIDE = ["benchmarks", "benchmarks.gpu", "export", "kernels"]
 
 COMPILE_FLAGS = [
     "-std=c++17",
@@ -108,7 +108,7 @@ setup(
     packages=["convmixer_fast", *(f"convmixer_fast.{name}" for name in WINGS + BESIDE)],
     package_dir={
         "convmixer_fast": "convmixer_fast",
-        **{f"convmixer_fast.{name}": name for name in BESIDE},
+        **{f"convmixer_fast.{name}": name.replace(".", "/") for name in BESIDE},
     },
     include_package_data=False,  # otherwise the folder data/ is taken for a package
     package_data={"convmixer_fast": ["py.typed", "*.pyi", "data/*"]},

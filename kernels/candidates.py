@@ -27,7 +27,8 @@ def depthwise_candidates(
     windows = (16, 32) if kernel_size <= 9 else (8, 16)
     if kernel_size <= 15 and dtype != torch.float32:
         for block_n, rows in product(windows, (4, 8, 16, 32)):
-            yield ToeplitzTile(block_n, rows)
+            for ahead in (0, 2, 4) if block_n == 16 else (0,):
+                yield ToeplitzTile(block_n, rows, ahead)
     unrolled = None if kernel_size <= 9 else 4
     for channels, height, width in (
         (1, 32, 32),

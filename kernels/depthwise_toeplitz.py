@@ -52,6 +52,8 @@ class ToeplitzTile(NamedTuple):
     """Windows, all of one channel."""
     max_rows: int
     """Rows of results of a window; planes are cut into even segments of at most so many."""
+    ahead: int = 0
+    """Rows of input that are asked for before the one that is needed next: loads in flight."""
 
     def rows(self, height: int) -> int:
         """Return the rows of a segment, even, of planes ``height`` high."""
@@ -112,6 +114,7 @@ def _depthwise_toeplitz_kernel(
     BLOCK_W: tl.constexpr,
     BLOCK_N: tl.constexpr,
     ROWS: tl.constexpr,
+    AHEAD: tl.constexpr,
     ACTIVATION: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     UPCAST_DOT: tl.constexpr,
@@ -132,6 +135,7 @@ def _depthwise_toeplitz_kernel(
     PAD: tl.constexpr = WINDOW // 4
     ROWS_PER_DOT: tl.constexpr = 16 // BLOCK_W
     DOTS: tl.constexpr = KERNEL_SIZE + ROWS_PER_DOT - 1
+    LATE: tl.constexpr = DOTS - 1 + AHEAD
     COLUMN_BLOCKS: tl.constexpr = (WIDTH + BLOCK_W - 1) // BLOCK_W
     SEGMENTS: tl.constexpr = (HEIGHT + ROWS - 1) // ROWS
     dtype = x_ptr.dtype.element_ty
@@ -194,16 +198,18 @@ def _depthwise_toeplitz_kernel(
     out_ptrs = out_ptr + out_offs[None, :, None] + out_rows * WIDTH + out_columns
 
     rows = ()
-    for step in tl.static_range(ROWS + KERNEL_SIZE - 1):
-        row = h_start + (step - RADIUS)
-        mask = column_mask & ((row >= 0) & (row < HEIGHT))[:, None]
-        x = tl.load(x_ptrs + (step - RADIUS) * x_h_stride * VECTOR, mask=mask, other=0.0)
-        x = x.reshape(BLOCK_N, 4, WINDOW // 8, 2).permute(2, 1, 3, 0).reshape(WINDOW, BLOCK_N)
-        rows = rows + (x.to(dot_dtype),)  # type: ignore[assignment]
-        if step >= DOTS - 1 and (step - (DOTS - 1)) % ROWS_PER_DOT == 0:
+    for asked in tl.static_range(ROWS + KERNEL_SIZE - 1 + AHEAD):
+        if asked < ROWS + KERNEL_SIZE - 1:
+            row = h_start + (asked - RADIUS)
+            mask = column_mask & ((row >= 0) & (row < HEIGHT))[:, None]
+            x = tl.load(x_ptrs + (asked - RADIUS) * x_h_stride * VECTOR, mask=mask, other=0.0)
+            x = x.reshape(BLOCK_N, 4, WINDOW // 8, 2).permute(2, 1, 3, 0).reshape(WINDOW, BLOCK_N)
+            rows = rows + (x.to(dot_dtype),)  # type: ignore[assignment]
+        # asked - LATE, the row of results that is due now, stays a number of the compiler's.
+        if asked >= LATE and (asked - LATE) % ROWS_PER_DOT == 0:
             acc = tl.zeros((16, BLOCK_N), tl.float32)
             for kh in tl.static_range(DOTS):
-                acc = tl.dot(tables[kh], rows[step - (DOTS - 1) + kh], acc)
+                acc = tl.dot(tables[kh], rows[asked - LATE + kh], acc)
             if bias_ptr is not None:
                 acc += bias
             out = activate(acc, ACTIVATION, False, PTX)
@@ -213,11 +219,11 @@ def _depthwise_toeplitz_kernel(
                     is_own = column_of_k == m - r * BLOCK_W + PAD
                     is_own = is_own & (m // BLOCK_W == r)
                     identity = tl.where(is_own, 1.0, 0.0).to(dot_dtype)
-                    added = tl.dot(identity, rows[step - (DOTS - 1) + RADIUS + r], added)
+                    added = tl.dot(identity, rows[asked - LATE + RADIUS + r], added)
             out = out * scale + added
             out = out.to(dtype).reshape(ROWS_PER_DOT, BLOCK_W, BLOCK_N).permute(0, 2, 1)
-            mask = out_mask & (out_rows + (step - (DOTS - 1)) < HEIGHT)
-            tl.store(out_ptrs + (step - (DOTS - 1)) * WIDTH, out, mask=mask)
+            mask = out_mask & (out_rows + (asked - LATE) < HEIGHT)
+            tl.store(out_ptrs + (asked - LATE) * WIDTH, out, mask=mask)
 
 
 def toeplitz_launch(
@@ -262,6 +268,7 @@ def toeplitz_constants(tile: ToeplitzTile, kernel_size: int, height: int) -> dic
         "BLOCK_W": block_width(kernel_size),
         "BLOCK_N": tile.BLOCK_N,
         "ROWS": tile.rows(height),
+        "AHEAD": tile.ahead,
         # One warp: with four, Hopper's and Blackwell's larger tensor core instructions would be
         # chosen, which take their operands from shared memory.
         "num_warps": 1,

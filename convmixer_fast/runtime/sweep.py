@@ -20,7 +20,7 @@ from convmixer_fast.kernels.tuned import Problem, Tile
 from convmixer_fast.runtime.cuda_graphs import CAPTURING
 from convmixer_fast.timing import cuda_events, interleave, wall_clock
 
-__all__ = ["Sweep", "medians_on", "sweep"]
+__all__ = ["Sweep", "Trial", "medians_on", "sweep"]
 
 _REPEATS = 12
 """Launches that are timed together."""
@@ -51,10 +51,7 @@ def sweep(
     seconds: float,
     report: Callable[[str], None] = lambda what: None,
 ) -> Sweep:
-    """Check and time every candidate of ``problem``, on random numbers.
-
-    A kernel reads what the one before has written: input and result stay where they are, in the
-    L2 cache or not, as in a network.
+    """Check and time every candidate of ``problem``, as :class:`Trial` has it.
 
     Args:
         problem: what to compute.
@@ -67,39 +64,81 @@ def sweep(
         RuntimeError: the table's own tile does not run, or computes the wrong thing; or a tile
             broke the device, which this process then cannot use any more.
     """
-    launch, tiles, out, expected = _candidates(problem, images, device)
-    dtype = out.dtype
-    tf32 = dtype == torch.float32 and fp32_input_precision() == "tf32"
-    limit = _TF32_LIMIT if tf32 else LIMITS[dtype]
+    trial = Trial(problem, images, device)
     refused: dict[Tile, str] = {}
     runs: dict[Tile, Callable[[], object]] = {}
-    present = tiles[0]
-    for number, tile in enumerate(tiles):
-        report(f"{problem.op} {number + 1}/{len(tiles)}: {tile}")
-        out.fill_(float("nan"))  # what is not written must not be the last candidate's
-        try:
-            run = launch(tile).run
-            run()
-            error = relative_error(_ends(out), expected)
-            whole = not bool(out.isnan().any())
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as failure:  # whatever the compiler or the launch says
-            _check_device(device, problem, tile, failure)
-            why = next(iter(str(failure).splitlines()), "")
-            refused[tile] = f"{type(failure).__name__}: {why}"[:80]
+    for number, tile in enumerate(trial.tiles):
+        report(f"{problem.op} {number + 1}/{len(trial.tiles)}: {tile}")
+        fault = trial.fault(tile)
+        if fault is None:
+            runs[tile] = trial.launch(tile).run
         else:
-            error = error if whole else float("nan")
-            if error <= limit:
-                runs[tile] = run
-            else:
-                refused[tile] = f"wrong: relative error {error:.1e}"
-    if present in refused:
-        raise RuntimeError(f"{problem}: the present tile {present} fails: {refused[present]}")
+            refused[tile] = fault
+    if trial.present in refused:
+        raise RuntimeError(
+            f"{problem}: the present tile {trial.present} fails: {refused[trial.present]}"
+        )
     medians = medians_on(device, {str(tile): run for tile, run in runs.items()}, seconds, _REPEATS)
     by_tile = {tile: medians[str(tile)] for tile in runs}
     fastest_first = sorted(by_tile, key=by_tile.__getitem__)
-    return Sweep(present, {tile: by_tile[tile] for tile in fastest_first}, refused)
+    return Sweep(trial.present, {tile: by_tile[tile] for tile in fastest_first}, refused)
+
+
+class Trial:
+    """A problem on random numbers, for one tile after another: is it right, and how is it run?
+
+    A kernel reads what the one before has written: input and result stay where they are, in the
+    L2 cache or not, as in a network.
+
+    Args:
+        problem: what to compute.
+        images: the batch.
+        device: on which; the CPU for Triton's interpreter.
+    """
+
+    tiles: list[Tile]
+    """The one that the table gives, and then the candidates."""
+
+    def __init__(self, problem: Problem, images: int, device: torch.device) -> None:
+        self.problem = problem
+        self._device = device
+        self._launch, self.tiles, self._out, self._expected = _candidates(problem, images, device)
+        dtype = self._out.dtype
+        tf32 = dtype == torch.float32 and fp32_input_precision() == "tf32"
+        self.limit = _TF32_LIMIT if tf32 else LIMITS[dtype]
+        self.error = float("nan")
+        """Of the tile that was looked at last: see :func:`accuracy.relative_error`."""
+
+    @property
+    def present(self) -> Tile:
+        """The tile that the table gives."""
+        return self.tiles[0]
+
+    def launch(self, tile: Tile) -> Launch:
+        """Return what computes the problem with ``tile``."""
+        return self._launch(tile)
+
+    def fault(self, tile: Tile) -> str | None:
+        """Run ``tile``; return why it cannot be used: what was raised, or how wrong it was.
+
+        Raises:
+            torch.OutOfMemoryError: there is no memory for it.
+            RuntimeError: it broke the device, which this process then cannot use any more.
+        """
+        self.error = float("nan")
+        self._out.fill_(float("nan"))  # what is not written must not be the last tile's
+        try:
+            self.launch(tile).run()
+            error = relative_error(_ends(self._out), self._expected)
+            whole = not bool(self._out.isnan().any())
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as failure:  # whatever the compiler or the launch says
+            _check_device(self._device, self.problem, tile, failure)
+            why = next(iter(str(failure).splitlines()), "")
+            return f"{type(failure).__name__}: {why}"[:80]
+        self.error = error if whole else float("nan")
+        return None if self.error <= self.limit else f"wrong: relative error {self.error:.1e}"
 
 
 def medians_on(

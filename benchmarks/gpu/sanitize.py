@@ -1,4 +1,4 @@
-"""``make gpu-sanitize``: the kernels' tests on small shapes, under compute-sanitizer's tools."""
+"""The kernels' tests on small shapes, under compute-sanitizer's tools."""
 
 import argparse
 import os
@@ -6,7 +6,8 @@ import shutil
 import subprocess
 import sys
 
-from convmixer_fast.benchmarks.gpu_check import ROOT, SMALL_TESTS
+from convmixer_fast.benchmarks.gpu.plan import SMALL_TESTS
+from convmixer_fast.benchmarks.gpu.processes import ROOT
 
 __all__ = ["main"]
 
@@ -15,8 +16,9 @@ _TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
 def main() -> int:
     """Run every tool; return the first exit status that is not 0."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_sanitize", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.sanitize", description=__doc__)
     parser.add_argument("--tools", default=",".join(_TOOLS), help="comma-separated")
+    parser.add_argument("--seconds", type=float, help="no limit of its own: it is ended")
     parser.add_argument("--rehearse", action="store_true", help="the tests alone, without a GPU")
     arguments = parser.parse_args()
     tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *SMALL_TESTS]

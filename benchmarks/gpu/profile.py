@@ -1,4 +1,4 @@
-"""``make gpu-profile``: Nsight Compute's sections for each of our kernels, on published shapes.
+"""Nsight Compute's sections for each of our kernels, on published shapes.
 
 Without an argument this runs itself under ``ncu``; with ``--workload`` it is what ``ncu`` runs:
 every kernel is compiled and warmed up, and one call of each stands between the marks that tell
@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 
-from convmixer_fast.benchmarks.environment import environment
 from convmixer_fast.benchmarks.op_cases import depthwise_case, patch_embed_case, pointwise_case
 from convmixer_fast.benchmarks.subjects import Case
 
@@ -72,8 +71,9 @@ def workload(rehearse: bool) -> None:
 
 def main() -> int:
     """Profile, or be what is profiled."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_profile", description=__doc__)
-    parser.add_argument("--output", type=Path, help="default: benchmarks/results/<device>-<date>")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.profile", description=__doc__)
+    parser.add_argument("--output", type=Path, help="the text file of what it says")
+    parser.add_argument("--seconds", type=float, help="no limit of its own: it is ended")
     parser.add_argument("--ncu", default="ncu", help="the profiler's command")
     parser.add_argument("--workload", action="store_true", help="run the kernels alone")
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, without ncu")
@@ -86,10 +86,9 @@ def main() -> int:
     if shutil.which(arguments.ncu) is None:
         print(f"{arguments.ncu} was not found; Nsight Compute brings it", file=sys.stderr)
         return 2
-    slug = environment(torch.device("cuda")).slug()
-    output = arguments.output or Path("benchmarks") / "results" / slug
-    output.mkdir(parents=True, exist_ok=True)
-    return subprocess.run(ncu_command(arguments.ncu, output / "ncu.txt"), check=False).returncode
+    if arguments.output is None:
+        parser.error("--output is needed")
+    return subprocess.run(ncu_command(arguments.ncu, arguments.output), check=False).returncode
 
 
 def ncu_command(ncu: str, log: Path) -> list[str]:
@@ -98,7 +97,7 @@ def ncu_command(ncu: str, log: Path) -> list[str]:
     return [
         ncu, "--target-processes", "all", "--profile-from-start", "off", "--clock-control", "none",
         *sections, "--page", "details", "--log-file", str(log),
-        sys.executable, "-m", "benchmarks.gpu_profile", "--workload",
+        sys.executable, "-m", "benchmarks.gpu.profile", "--workload",
     ]  # fmt: skip
 
 

@@ -1,0 +1,100 @@
+"""What the two runs on a GPU do, in order of worth, and the seconds that each step may take."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+__all__ = ["DEVICE_TESTS", "PLANS", "SMALL_TESTS", "Step"]
+
+RESTART = 75
+"""The exit status of models after a candidate that took the device with it."""
+
+DEVICE_TESTS = (
+    "tests/kernels/test_triton_models.py",
+    "tests/kernels/test_triton_kernels.py",
+    "tests/kernels/test_triton_configs.py",
+    "tests/kernels/test_trunk.py",
+    "tests/runtime/test_cuda_graphs.py",
+    "tests/runtime/test_explain.py",
+    "tests/runtime/test_stale_weights.py",
+    "tests/test_ops.py",
+    "tests/runtime/test_sweep.py",
+    "tests/runtime/test_tuning.py",
+    "tests/export/test_tensorrt_export.py",
+    "tests/export/test_onnx_module.py",
+    "tests/commands/test_demo.py",
+    "-m",
+    "cuda or device",
+)
+"""pytest's arguments for all that runs on a GPU where there is one: files by name, so that one
+that cannot be imported stops no other."""
+
+SMALL_TESTS = (
+    "tests/kernels/test_triton_kernels.py",
+    "tests/kernels/test_triton_configs.py",
+    "-k",
+    "test_odd_shape or test_one_position or test_patches or test_tma",
+)
+"""Those of them with small shapes, for the sanitizer and the rehearsal."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One process."""
+
+    name: str
+    seconds: float
+    """After which it is ended."""
+    arguments: Callable[[Path, float, bool], list[str]]
+    """Of Python, from the folder of the results, the seconds and whether this is a rehearsal."""
+    log: str | None = None
+    """The file in that folder that takes what it prints; None for the terminal."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    restart_on: int | None = None
+    """The exit status after which it is to be run again, to go on."""
+
+    def command(self, output: Path, seconds: float, rehearse: bool) -> list[str]:
+        """Return the arguments of Python."""
+        return self.arguments(output, seconds, rehearse)
+
+
+def _module(name: str, *more: str, **files: str) -> Callable[[Path, float, bool], list[str]]:
+    def arguments(output: Path, seconds: float, rehearse: bool) -> list[str]:
+        command = ["-m", f"benchmarks.gpu.{name}", *more]
+        for option, file in files.items():
+            command += [f"--{option}", str(output / file)]
+        # Its own end comes before the one that is made for it.
+        command += ["--seconds", f"{max(2.0, seconds - 6):.0f}"]
+        return command + (["--rehearse"] if rehearse else [])
+
+    return arguments
+
+
+def _models(part: str) -> Callable[[Path, float, bool], list[str]]:
+    return _module("cases", part, output="")
+
+
+def _tests(output: Path, seconds: float, rehearse: bool) -> list[str]:
+    chosen = SMALL_TESTS if rehearse else DEVICE_TESTS
+    command = ["-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider"]
+    if not rehearse:
+        command += ["-n", str(min(12, os.cpu_count() or 1)), "--dist", "worksteal"]
+    return [*command, *chosen]
+
+
+_CHECKS = Step("checks", 80, _module("checks", output="checks.json"))
+_MODELS = Step("models", 80, _models("models"), restart_on=RESTART)
+_INSIDE = Step("inside", 35, _module("inside", output="inside.json"))
+_TILES = Step("tiles", 70, _module("tiles", output="tiles.json", checks="checks.json"))
+_PEERS = Step("peers", 80, _models("peers"), restart_on=RESTART)
+# Each worker's reference runs on the CPU, beside those of the others.
+_TESTS = Step("tests", 60, _tests, "tests.txt", {"OMP_NUM_THREADS": "1"})
+_SANITIZE = Step("sanitize", 40, _module("sanitize"), "sanitizer.txt")
+_NCU = Step("ncu", 50, _module("profile", output="ncu.txt"))
+
+PLANS: Mapping[str, tuple[Step, ...]] = {
+    "first": (_CHECKS, _MODELS, _INSIDE, _TILES, _TESTS, _PEERS, _SANITIZE),
+    "second": (_CHECKS, _MODELS, _INSIDE, _TILES, _NCU, _PEERS, _TESTS, _SANITIZE),
+}
+"""By the command's name. What comes late is left out where time is short."""
