@@ -40,15 +40,17 @@ class Config(NamedTuple):
 _ANY = float("inf")
 
 CONFIGS = (
-    # On tensor cores. Static counts for sm_90, fp16, K = 7, GELU (kernels/NOTES.md): a program
-    # of 16 x 16 takes 26 instructions a result and 96 registers, so that 20 warps share a
-    # multiprocessor. More rows would read fewer rows twice (22 of 16 here), but the code is all
-    # unrolled, and 26 KB of instructions are long enough.
-    Config(9, _ANY, _ANY, 4096, 1, ToeplitzTile(BLOCK_N=16, max_rows=16)),
+    # On tensor cores. Loads ahead of their use hide the latency of memory, as far as they leave 16
+    # programs of one warp a multiprocessor: 128 registers. Taller programs read fewer rows twice.
+    # H100, float16, batch 64 (benchmarks/results/nvidia-h100-2026-11-27-first): 768 x 32x32 k7
+    # 78.0 us, with (16, 16) 101.2; 1536 x 32x32 k9 185.4, was 216.3; 1024 x 16x16 k9 35.6, was 42.3.
+    Config(7, _ANY, _ANY, 4096, 1, ToeplitzTile(BLOCK_N=16, max_rows=32, ahead=4)),
+    Config(9, _ANY, _ANY, 4096, 1, ToeplitzTile(BLOCK_N=16, max_rows=32, ahead=2)),
     # Small batches: more programs, each with fewer rows, for devices of about 130
-    # multiprocessors, whose time here is latency.
-    Config(9, _ANY, _ANY, 1024, 1, ToeplitzTile(BLOCK_N=16, max_rows=8)),
-    Config(9, _ANY, _ANY, 0, 1, ToeplitzTile(BLOCK_N=16, max_rows=4)),
+    # multiprocessors, whose time here is latency. Single images: 3.5 us, 5.6 us, 3.7 us.
+    Config(9, _ANY, _ANY, 2600, 1, ToeplitzTile(BLOCK_N=16, max_rows=16, ahead=2)),
+    Config(9, _ANY, 31, 0, 1, ToeplitzTile(BLOCK_N=16, max_rows=4, ahead=2)),
+    Config(9, _ANY, _ANY, 0, 1, ToeplitzTile(BLOCK_N=16, max_rows=8, ahead=4)),
     # Windows of 32: with 16 of them, 250 registers for K = 11 and spills above. Widths that are
     # read element by element spill too.
     Config(15, _ANY, _ANY, 0, 4, ToeplitzTile(BLOCK_N=8, max_rows=16)),
@@ -145,6 +147,7 @@ def depthwise_launch(
     out: Tensor,
     residual: bool,
     tile: ToeplitzTile | DirectTile | None = None,
+    early: bool = False,
 ) -> Launch:
     """Return what writes the depthwise block of x (N, C, H, W), rows contiguous, into ``out``.
 
@@ -155,9 +158,10 @@ def depthwise_launch(
         out: contiguous memory for (N, C, H, W), dtype of x.
         residual: whether x is added.
         tile: None for the table's.
+        early: see :func:`launch.wait_for_input`.
     """
     if tile is None:
         tile = choose_config(x, weight.shape[3]).tile
     if isinstance(tile, ToeplitzTile):
-        return toeplitz_launch(x, weight, epilogue, out, residual, tile)
-    return direct_launch(x, weight, epilogue, out, residual, tile)
+        return toeplitz_launch(x, weight, epilogue, out, residual, tile, early)
+    return direct_launch(x, weight, epilogue, out, residual, tile, early)

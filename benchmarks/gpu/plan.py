@@ -86,6 +86,7 @@ def _tests(output: Path, seconds: float, rehearse: bool) -> list[str]:
 _CHECKS = Step("checks", 80, _module("checks", output="checks.json"))
 _MODELS = Step("models", 80, _models("models"), restart_on=RESTART)
 _INSIDE = Step("inside", 35, _module("inside", output="inside.json"))
+_CALLS = Step("calls", 30, _module("calls", output="calls.json"))
 _TILES = Step("tiles", 70, _module("tiles", output="tiles.json", checks="checks.json"))
 _PEERS = Step("peers", 80, _models("peers"), restart_on=RESTART)
 # Each worker's reference runs on the CPU, beside those of the others.
@@ -94,7 +95,7 @@ _SANITIZE = Step("sanitize", 40, _module("sanitize"), "sanitizer.txt")
 _NCU = Step("ncu", 50, _module("profile", output="ncu.txt"))
 
 PLANS: Mapping[str, tuple[Step, ...]] = {
-    "first": (_CHECKS, _MODELS, _INSIDE, _TILES, _TESTS, _PEERS, _SANITIZE),
-    "second": (_CHECKS, _MODELS, _INSIDE, _TILES, _NCU, _PEERS, _TESTS, _SANITIZE),
+    "first": (_CHECKS, _MODELS, _CALLS, _INSIDE, _TILES, _TESTS, _PEERS, _SANITIZE),
+    "second": (_CHECKS, _TILES, _MODELS, _CALLS, _NCU, _PEERS, _INSIDE, _TESTS, _SANITIZE),
 }
 """By the command's name. What comes late is left out where time is short."""
