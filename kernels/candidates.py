@@ -27,14 +27,9 @@ def depthwise_candidates(
     windows = (16, 32) if kernel_size <= 9 else (8, 16)
     if kernel_size <= 15 and dtype != torch.float32:
         for block_n, rows in product(windows, (4, 8, 16, 32)):
-            # Windows of 32 leave no registers for more rows.
-            for ahead in (0, 1, 2, 3, 4, 6) if block_n == 16 and kernel_size <= 9 else (0,):
+            # More windows leave no registers for rows that are not needed yet.
+            for ahead in (0, 2, 3, 4, 6) if block_n == 16 and kernel_size <= 9 else (0,):
                 yield ToeplitzTile(block_n, rows, ahead)
-        if kernel_size <= 9:
-            for rows, ahead in product((2, 4, 8), (2, 4)):
-                yield ToeplitzTile(8, rows, ahead)
-            for rows, ahead in product((16, 32), (2, 3)):
-                yield ToeplitzTile(16, rows, ahead, chains=2)
     unrolled = None if kernel_size <= 9 else 4
     for channels, height, width in (
         (1, 32, 32),
@@ -58,20 +53,11 @@ def pointwise_candidates(dtype: torch.dtype, tma: bool) -> Iterator[PointerTile 
     sides = (64, 128) if dtype == torch.float32 else (64, 128, 256)
     for block_o, block_hw, warps, stages in product(sides, sides, (4, 8), (3, 4)):
         shared = dtype.itemsize * stages * block_k * (block_o + block_hw)
-        if shared > _SHARED:
-            continue
-        if tma and warps == 4 and block_o == 128:  # the results are shared by two groups of warps
-            yield TmaTile(block_o, block_hw, block_k, True, warps, stages, SPECIALIZED=True)
         sums = block_o * block_hw // (32 * warps)
-        if not 16 <= sums <= _SUMS_OF_A_THREAD:
+        if shared > _SHARED or not 16 <= sums <= _SUMS_OF_A_THREAD:
             continue
         if tma:
             for persistent in (False, True):
                 yield TmaTile(block_o, block_hw, block_k, persistent, warps, stages)
-            # Two programs a multiprocessor, out of step.
-            if (block_o, block_hw, warps, stages) == (128, 128, 8, 3):
-                for stagger in (2000, 4000, 8000, 16000):
-                    yield TmaTile(block_o, block_hw, block_k, False, warps, stages, 2, stagger)
-                    yield TmaTile(block_o, block_hw, block_k, True, warps, 2, 2, stagger)
         else:
             yield PointerTile(block_o, block_hw, block_k, warps, stages)

@@ -42,13 +42,16 @@ _ANY = float("inf")
 CONFIGS = (
     # On tensor cores. Loads ahead of their use hide the latency of memory, as far as they leave 16
     # programs of one warp a multiprocessor: 128 registers. Taller programs read fewer rows twice.
-    # H100, float16, batch 64 (benchmarks/results/nvidia-h100-2026-11-27-first): 768 x 32x32 k7
-    # 78.0 us, with (16, 16) 101.2; 1536 x 32x32 k9 185.4, was 216.3; 1024 x 16x16 k9 35.6, was 42.3.
+    # Batch 64 on an H100 (benchmarks/results/nvidia-h100-2026-11-27-first): 768 x 32x32 k7 78 us,
+    # 101 with (16, 16); 1536 x 32x32 k9 185 us, was 216; 1024 x 16x16 k9 36 us, was 42.
     Config(7, _ANY, _ANY, 4096, 1, ToeplitzTile(BLOCK_N=16, max_rows=32, ahead=4)),
     Config(9, _ANY, _ANY, 4096, 1, ToeplitzTile(BLOCK_N=16, max_rows=32, ahead=2)),
-    # Small batches: more programs, each with fewer rows, for devices of about 130
+    # Batch 16 (...-second): 768 x 32x32 k7 24 us, 27 with ahead=2; 1024 x 16x16 k9 10 us, where
+    # shorter programs take 12 to 17.
+    Config(7, _ANY, _ANY, 2000, 1, ToeplitzTile(BLOCK_N=16, max_rows=16, ahead=3)),
+    Config(9, _ANY, _ANY, 2000, 1, ToeplitzTile(BLOCK_N=16, max_rows=16, ahead=2)),
+    # Smaller batches: more programs, each with fewer rows, for devices of about 130
     # multiprocessors, whose time here is latency. Single images: 3.5 us, 5.6 us, 3.7 us.
-    Config(9, _ANY, _ANY, 2600, 1, ToeplitzTile(BLOCK_N=16, max_rows=16, ahead=2)),
     Config(9, _ANY, 31, 0, 1, ToeplitzTile(BLOCK_N=16, max_rows=4, ahead=2)),
     Config(9, _ANY, _ANY, 0, 1, ToeplitzTile(BLOCK_N=16, max_rows=8, ahead=4)),
     # Windows of 32: with 16 of them, 250 registers for K = 11 and spills above. Widths that are
@@ -147,7 +150,6 @@ def depthwise_launch(
     out: Tensor,
     residual: bool,
     tile: ToeplitzTile | DirectTile | None = None,
-    early: bool = False,
 ) -> Launch:
     """Return what writes the depthwise block of x (N, C, H, W), rows contiguous, into ``out``.
 
@@ -158,10 +160,9 @@ def depthwise_launch(
         out: contiguous memory for (N, C, H, W), dtype of x.
         residual: whether x is added.
         tile: None for the table's.
-        early: see :func:`launch.wait_for_input`.
     """
     if tile is None:
         tile = choose_config(x, weight.shape[3]).tile
     if isinstance(tile, ToeplitzTile):
-        return toeplitz_launch(x, weight, epilogue, out, residual, tile, early)
-    return direct_launch(x, weight, epilogue, out, residual, tile, early)
+        return toeplitz_launch(x, weight, epilogue, out, residual, tile)
+    return direct_launch(x, weight, epilogue, out, residual, tile)

@@ -19,10 +19,8 @@ from convmixer_fast.kernels.activations import apply_epilogue
 from convmixer_fast.kernels.launch import (
     Epilogue,
     Launch,
-    early_constants,
     offset_dtype,
     takes_ptx,
-    wait_for_input,
 )
 
 __all__ = ["DirectTile", "direct_launch"]
@@ -63,7 +61,6 @@ def _depthwise_direct_kernel(
     ACTIVATION: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     OFFSET_DTYPE: tl.constexpr,
-    EARLY: tl.constexpr,
     PTX: tl.constexpr,
 ):
     """One tile of ``act(depthwise_conv(x) + bias) * scale + shift + x``.
@@ -74,7 +71,6 @@ def _depthwise_direct_kernel(
     out_ptr: (N, C, H, W), contiguous, dtype of x.
     Grid: columns of tiles fastest, then rows, channels, images.
     """
-    wait_for_input(EARLY)
     w_tiles = tl.cdiv(width, BLOCK_W)
     h_tiles = tl.cdiv(height, BLOCK_H)
     c_tiles = tl.cdiv(channels, BLOCK_C)
@@ -143,7 +139,6 @@ def direct_launch(
     out: Tensor,
     residual: bool,
     tile: DirectTile,
-    early: bool = False,
 ) -> Launch:
     """Return what writes the depthwise block of x (N, C, H, W), rows contiguous, into ``out``."""
     images, channels, height, width = x.shape
@@ -162,7 +157,6 @@ def direct_launch(
             "HAS_RESIDUAL": residual,
             "OFFSET_DTYPE": offset_dtype(height * width, height * x.stride(2)),
             "PTX": takes_ptx(_depthwise_direct_kernel),
-            **early_constants(early),
             **direct_constants(tile, weight.shape[3]),
         },
     )

@@ -38,10 +38,8 @@ from convmixer_fast.kernels.activations import activate
 from convmixer_fast.kernels.launch import (
     Epilogue,
     Launch,
-    early_constants,
     is_interpreted,
     takes_ptx,
-    wait_for_input,
 )
 
 __all__ = ["ToeplitzTile", "aligned_elements", "toeplitz_launch"]
@@ -56,10 +54,6 @@ class ToeplitzTile(NamedTuple):
     """Rows of results of a window; planes are cut into even segments of at most so many."""
     ahead: int = 0
     """Rows of input that are asked for before the one that is needed next: loads in flight."""
-    registers: int | None = None
-    """Of a lane, at most; None leaves it to the compiler."""
-    chains: int = 1
-    """Sums that a result is split into, so that more products are under way at once."""
 
     def rows(self, height: int) -> int:
         """Return the rows of a segment, even, of planes ``height`` high."""
@@ -121,11 +115,9 @@ def _depthwise_toeplitz_kernel(
     BLOCK_N: tl.constexpr,
     ROWS: tl.constexpr,
     AHEAD: tl.constexpr,
-    CHAINS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     UPCAST_DOT: tl.constexpr,
-    EARLY: tl.constexpr,
     PTX: tl.constexpr,
 ):
     """ROWS rows of BLOCK_N windows of ``act(depthwise_conv(x) + bias) * scale + shift + x``.
@@ -193,7 +185,6 @@ def _depthwise_toeplitz_kernel(
     if shift_ptr is not None:
         shift = tl.load(shift_ptr + channel).to(tl.float32)
 
-    wait_for_input(EARLY)
     columns = w_start[:, None] - PAD + tl.arange(0, WINDOW)[None, :]
     column_mask = exists[:, None] & (columns >= 0) & (columns < WIDTH)
     x_offs = image.to(tl.int64) * x_batch_stride + channel.to(tl.int64) * x_c_stride
@@ -217,11 +208,8 @@ def _depthwise_toeplitz_kernel(
         # asked - LATE, the row of results that is due now, stays a number of the compiler's.
         if asked >= LATE and (asked - LATE) % ROWS_PER_DOT == 0:
             acc = tl.zeros((16, BLOCK_N), tl.float32)
-            for chain in tl.static_range(CHAINS):
-                part = tl.zeros((16, BLOCK_N), tl.float32)
-                for kh in tl.static_range(chain, DOTS, CHAINS):
-                    part = tl.dot(tables[kh], rows[asked - LATE + kh], part)
-                acc = part if chain == 0 else acc + part
+            for kh in tl.static_range(DOTS):
+                acc = tl.dot(tables[kh], rows[asked - LATE + kh], acc)
             if bias_ptr is not None:
                 acc += bias
             out = activate(acc, ACTIVATION, False, PTX)
@@ -245,7 +233,6 @@ def toeplitz_launch(
     out: Tensor,
     residual: bool,
     tile: ToeplitzTile,
-    early: bool = False,
 ) -> Launch:
     """Return what writes the depthwise block of x (N, C, H, W), rows contiguous, into ``out``."""
     _, _, height, width = x.shape
@@ -268,7 +255,6 @@ def toeplitz_launch(
             "HAS_RESIDUAL": residual,
             "UPCAST_DOT": is_interpreted(_depthwise_toeplitz_kernel),
             "PTX": takes_ptx(_depthwise_toeplitz_kernel),
-            **early_constants(early),
             **toeplitz_constants(tile, kernel_size, height),
         },
     )
@@ -283,8 +269,6 @@ def toeplitz_constants(tile: ToeplitzTile, kernel_size: int, height: int) -> dic
         "BLOCK_N": tile.BLOCK_N,
         "ROWS": tile.rows(height),
         "AHEAD": tile.ahead,
-        "CHAINS": tile.chains,
-        "maxnreg": tile.registers,
         # One warp: with four, Hopper's and Blackwell's larger tensor core instructions would be
         # chosen, which take their operands from shared memory.
         "num_warps": 1,

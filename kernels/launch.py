@@ -12,7 +12,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 __all__ = [
@@ -24,8 +23,7 @@ __all__ = [
     "capability",
     "device_guard",
 ]
-__all__ += ["early_constants", "fp32_input_precision", "is_interpreted", "offset_dtype"]
-__all__ += ["takes_ptx", "wait_for_input"]
+__all__ += ["fp32_input_precision", "is_interpreted", "offset_dtype", "takes_ptx"]
 
 INT32_ELEMENTS = 2**31
 """From this span on, element offsets need 64 bits."""
@@ -60,26 +58,6 @@ def capability(x: Tensor) -> int:
         return 80
     major, minor = torch.cuda.get_device_capability(x.device)
     return 10 * major + minor
-
-
-@triton.jit
-def wait_for_input(EARLY: tl.constexpr):
-    """Wait for the kernel before this one, if this one was launched early, and let the next begin.
-
-    Programmatic dependent launch (compute capability 9.0): programs of the next kernel take the
-    places that the last ones of this one leave free, and read its weights meanwhile. They wait here
-    until this kernel has ended and its results are in memory, so that each kernel, waiting too,
-    has all those before it behind it.
-    """
-    if EARLY:
-        gdc_launch_dependents()
-        gdc_wait()
-
-
-def early_constants(early: bool) -> dict[str, bool]:
-    """Return what a kernel that calls :func:`wait_for_input` is compiled and launched with."""
-    # Compilers for other devices do not know the launch's option.
-    return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
 
 
 class Epilogue(NamedTuple):

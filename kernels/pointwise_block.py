@@ -44,8 +44,8 @@ where the TMA puts them. Capability 12.0 has a TMA, but neither of these."""
 _HOPPER = (90, 100)
 
 CONFIGS = (
-    # H100, float16 (benchmarks/results/nvidia-h100-2026-11-27-first), batch 64: 768 x 32x32 136 us,
-    # with the tile below 151; 1536 556, 570; 1024 x 16x16 66.5, 67.3. Single images: 5.7, 12.9, 5.6.
+    # Batch 64 on an H100 (benchmarks/results/nvidia-h100-2026-11-27-first): 768 x 32x32 136 us, 151
+    # with (128, 128); 1536 556 us, 570; 1024 x 16x16 66.5 us, 67.3. Single images: 5.7, 12.9, 5.6.
     Config(_HOPPER, "16-bit", True, 256, 264, TmaTile(128, 256, 64, True, 8, 4)),
     Config(_HOPPER, "16-bit", True, 64, 132, TmaTile(128, 128, 64, False, 8, 3)),
     Config(_HOPPER, "16-bit", True, 256, 90, TmaTile(128, 128, 64, False, 8, 4)),
@@ -172,7 +172,6 @@ def pointwise_launch(
     epilogue: Epilogue,
     out: Tensor,
     tile: PointerTile | TmaTile | None = None,
-    early: bool = False,
 ) -> Launch:
     """Return what writes the pointwise block of an :func:`as_matrix` into ``out``.
 
@@ -182,15 +181,14 @@ def pointwise_launch(
         epilogue: what follows the sum.
         out: contiguous memory for (N, C_out, H * W), dtype of x.
         tile: None for the table's, which also stands in where the TMA cannot read an operand.
-        early: see :func:`launch.wait_for_input`.
     """
     # What was tuned was tuned for other strides and addresses, which may suit the TMA alone.
     if tile is None or (isinstance(tile, TmaTile) and not suits_tma(x, weight)):
         tile = choose_tile(x, weight)
     if isinstance(tile, TmaTile):
-        return tma_launch(x, weight, epilogue, out, tile, early)
+        return tma_launch(x, weight, epilogue, out, tile)
     precision = "tf32" if _operands(x) == "tf32" else "ieee"
-    return pointers_launch(x, weight, epilogue, out, precision, tile, early)
+    return pointers_launch(x, weight, epilogue, out, precision, tile)
 
 
 def choose_tile(x: Tensor, weight: Tensor) -> PointerTile | TmaTile:

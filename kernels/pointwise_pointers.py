@@ -19,11 +19,9 @@ from convmixer_fast.kernels.activations import apply_epilogue
 from convmixer_fast.kernels.launch import (
     Epilogue,
     Launch,
-    early_constants,
     is_interpreted,
     offset_dtype,
     takes_ptx,
-    wait_for_input,
 )
 
 __all__ = ["PointerTile", "pointers_launch"]
@@ -61,7 +59,6 @@ def _pointwise_pointers_kernel(
     UPCAST_DOT: tl.constexpr,
     ACTIVATION: tl.constexpr,
     OFFSET_DTYPE: tl.constexpr,
-    EARLY: tl.constexpr,
     PTX: tl.constexpr,
 ):
     """One tile of ``act(weight @ x + bias) * scale + shift``.
@@ -74,7 +71,6 @@ def _pointwise_pointers_kernel(
     UPCAST_DOT: widen the operands first, for the interpreter, which multiplies the
     bits of bfloat16 numbers as integers.
     """
-    wait_for_input(EARLY)
     o_tiles = tl.cdiv(channels_out, BLOCK_O)
     hw_tiles = tl.cdiv(positions, BLOCK_HW)
     tile = tl.program_id(0)
@@ -128,7 +124,6 @@ def pointers_launch(
     out: Tensor,
     precision: str,
     tile: PointerTile,
-    early: bool = False,
 ) -> Launch:
     """Return what writes the pointwise block of x (N, C_in, H * W) into ``out``.
 
@@ -154,7 +149,6 @@ def pointers_launch(
                 channels_in * x.stride(1) + positions * x.stride(2),
             ),
             "PTX": takes_ptx(_pointwise_pointers_kernel),
-            **early_constants(early),
             **pointers_constants(tile, precision),
         },
     )

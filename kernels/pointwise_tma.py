@@ -7,10 +7,6 @@ numbers, positions and input channels that are multiples of 8, and addresses of 
 A program owns a BLOCK_O x BLOCK_HW tile of one image's result, as in
 :mod:`pointwise_pointers`; a persistent one does one tile after another, so that the
 operands of the next are under way while the results of the last are finished.
-
-The tensor cores idle while a program finishes its results. Two programs of a multiprocessor that
-began together also end together, so that neither fills the other's pauses: ``stagger`` lets the
-second begin later, once.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -27,11 +23,9 @@ from convmixer_fast.kernels.activations import apply_epilogue
 from convmixer_fast.kernels.launch import (
     Epilogue,
     Launch,
-    early_constants,
     is_interpreted,
     offset_dtype,
     takes_ptx,
-    wait_for_input,
 )
 
 __all__ = ["TmaTile", "suits_tma", "tma_launch"]
@@ -44,16 +38,9 @@ class TmaTile(NamedTuple):
     BLOCK_HW: int
     BLOCK_K: int
     PERSISTENT: bool
-    """Whether there are as many programs as run at once, for all tiles."""
+    """Whether there is one program per multiprocessor, for all tiles."""
     num_warps: int
     num_stages: int
-    per_multiprocessor: int = 1
-    """Programs that share a multiprocessor, as far as ``PERSISTENT`` and ``STAGGER`` need to know."""
-    STAGGER: int = 0
-    """Cycles by which the second program of each multiprocessor begins later than the first."""
-    SPECIALIZED: bool = False
-    """Whether some warps bring operands and others multiply: Hopper, Triton 3.6, persistent, and
-    of num_warps the producer's and each of two consumers' own."""
 
 
 def suits_tma(x: Tensor, weight: Tensor) -> bool:
@@ -63,31 +50,6 @@ def suits_tma(x: Tensor, weight: Tensor) -> bool:
         x.dtype != torch.float32
         and all(matrix.stride(-1) == 1 and matrix.data_ptr() % 16 == 0 for matrix in matrices)
         and all(stride > 0 and stride % 8 == 0 for m in matrices for stride in m.stride()[:-1])
-    )
-
-
-@triton.jit
-def _wait(CYCLES: tl.constexpr):
-    """Let so many cycles of the multiprocessor pass."""
-    tl.inline_asm_elementwise(
-        """
-        {
-            .reg .u64 begin, now;
-            .reg .pred early;
-            mov.u64 begin, %clock64;
-        again:
-            mov.u64 now, %clock64;
-            sub.u64 now, now, begin;
-            cvt.u32.u64 $0, now;
-            setp.lt.u32 early, $0, $1;
-            @early bra again;
-        }
-        """,
-        "=r,r",
-        [CYCLES],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
     )
 
 
@@ -103,17 +65,13 @@ def _pointwise_tma_kernel(
     channels_out,
     channels_in,
     positions,
-    multiprocessors,
     BLOCK_O: tl.constexpr,
     BLOCK_HW: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PERSISTENT: tl.constexpr,
-    STAGGER: tl.constexpr,
-    SPECIALIZED: tl.constexpr,
     UPCAST_DOT: tl.constexpr,
     ACTIVATION: tl.constexpr,
     OFFSET_DTYPE: tl.constexpr,
-    EARLY: tl.constexpr,
     PTX: tl.constexpr,
 ):
     """Tiles of ``act(weight @ x + bias) * scale + shift``.
@@ -127,21 +85,11 @@ def _pointwise_tma_kernel(
     UPCAST_DOT: widen the operands first, for the interpreter, which multiplies the
     bits of bfloat16 numbers as integers.
     """
-    wait_for_input(EARLY)
     o_tiles = tl.cdiv(channels_out, BLOCK_O)
     hw_tiles = tl.cdiv(positions, BLOCK_HW)
     first = tl.program_id(0)
-    if STAGGER > 0 and PTX:
-        if (first >= multiprocessors) & (first < 2 * multiprocessors):
-            _wait(STAGGER)
     end = o_tiles * hw_tiles * images if PERSISTENT else first + 1
-    for tile in tl.range(
-        first,
-        end,
-        tl.num_programs(0),
-        flatten=PERSISTENT and not SPECIALIZED,
-        warp_specialize=SPECIALIZED,
-    ):
+    for tile in tl.range(first, end, tl.num_programs(0), flatten=PERSISTENT):
         o_start = tile % o_tiles * BLOCK_O
         hw_start = tile // o_tiles % hw_tiles * BLOCK_HW
         image = tile // o_tiles // hw_tiles
@@ -172,7 +120,6 @@ def tma_launch(
     epilogue: Epilogue,
     out: Tensor,
     tile: TmaTile,
-    early: bool = False,
 ) -> Launch:
     """Return what writes the pointwise block of x (N, C_in, H * W) into ``out``.
 
@@ -182,9 +129,8 @@ def tma_launch(
     channels_out = weight.shape[0]
     programs = triton.cdiv(channels_out, tile.BLOCK_O) * triton.cdiv(positions, tile.BLOCK_HW)
     programs *= images
-    multiprocessors = _multiprocessors(x)
     if tile.PERSISTENT:
-        programs = min(programs, tile.per_multiprocessor * multiprocessors)
+        programs = min(programs, _multiprocessors(x))
     return Launch(
         _pointwise_tma_kernel,
         programs,
@@ -192,13 +138,12 @@ def tma_launch(
         TensorDescriptor.from_tensor(weight, [tile.BLOCK_O, tile.BLOCK_K]),
         epilogue,
         out,
-        (images, channels_out, channels_in, positions, multiprocessors),
+        (images, channels_out, channels_in, positions),
         {
             "UPCAST_DOT": is_interpreted(_pointwise_tma_kernel),
             "ACTIVATION": epilogue.activation,
             "OFFSET_DTYPE": offset_dtype(channels_out * positions),
             "PTX": takes_ptx(_pointwise_tma_kernel),
-            **early_constants(early),
             **tma_constants(tile),
         },
     )
@@ -206,9 +151,7 @@ def tma_launch(
 
 def tma_constants(tile: TmaTile) -> dict[str, Any]:
     """Return what the kernel is compiled for, of a tile, and how."""
-    constants = {**tile._asdict(), "enable_fp_fusion": True}
-    del constants["per_multiprocessor"]
-    return constants
+    return {**tile._asdict(), "enable_fp_fusion": True}
 
 
 def _multiprocessors(x: Tensor) -> int:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convmixer_fast.kernels.depthwise_block import depthwise_launch
-from convmixer_fast.kernels.launch import BoundLaunch, Epilogue, capability, device_guard
+from convmixer_fast.kernels.launch import BoundLaunch, Epilogue, device_guard
 from convmixer_fast.kernels.patch_embed import patches_as_channels
 from convmixer_fast.kernels.pointwise_block import aligned_rows, as_matrix, pointwise_launch
 from convmixer_fast.kernels.tuned import Problem, Tuned, TunedFor, choices_for
@@ -39,8 +39,6 @@ class TritonTrunk:
         head: the linear layer on the mean over the positions; without it there are no logits.
         chunk: images computed at a time; None for what was tuned, or else all.
         tuned: what is known to be fast: :meth:`Tuned.to_json`, by what it is for.
-        early: whether kernels are launched before those in front of them have ended; None for
-            where the device can do that. See :func:`launch.wait_for_input`.
 
     Tensors are taken as they are, not copied, but for matrices whose rows are not aligned, as
     the stem's. Widths must fit together: nothing is checked here.
@@ -54,7 +52,6 @@ class TritonTrunk:
         *,
         chunk: int | None = None,
         tuned: Mapping[TunedFor, Mapping[str, Any]] | None = None,
-        early: bool | None = None,
     ) -> None:
         # Copied here, if at all: a plan is made on whatever stream its first call is on.
         self._stem = _contiguous(stem)
@@ -72,7 +69,6 @@ class TritonTrunk:
         """Channels of the patch embedding and of each layer."""
         self._head = head
         self._chunk = chunk
-        self._early = capability(stem.weight) >= 90 if early is None else early
         self._tuned = choices_for(tuned or {}, stem.weight.device, stem.weight.dtype)
         self._plans: OrderedDict[object, _Plan] = OrderedDict()
         self._lock = threading.Lock()
@@ -197,26 +193,21 @@ class TritonTrunk:
         elements = images * max(self._widths) * plane[0] * plane[1]
         memory = columns.new_empty(elements)  # stands for either activation
 
-        def pointwise(x: Tensor, block: FoldedBlock, early: bool) -> BoundLaunch:
+        def pointwise(x: Tensor, block: FoldedBlock) -> BoundLaunch:
             tile: Any = tuned.tiles.get(_pointwise_problem(block, plane))
             rows = self._rows[id(block)]
-            return BoundLaunch(
-                pointwise_launch(x, rows, _epilogue(block), memory, tile, early=early)
-            )
+            return BoundLaunch(pointwise_launch(x, rows, _epilogue(block), memory, tile))
 
         def depthwise(x: Tensor, block: FoldedBlock) -> BoundLaunch:
             tile: Any = tuned.tiles.get(_depthwise_problem(block, plane))
-            epilogue, early = _epilogue(block), self._early
-            launch = depthwise_launch(x, block.weight, epilogue, memory, True, tile, early=early)
+            launch = depthwise_launch(x, block.weight, _epilogue(block), memory, True, tile)
             return BoundLaunch(launch)
 
         layers = []
         for layer, channels in zip(self._layers, self._widths, strict=False):
             x = _as_planes(memory, (images, channels, *plane))
-            second = pointwise(x.flatten(2), layer.pointwise, self._early)
-            layers.append((depthwise(x, layer.depthwise), second))
-        # The first waits for whatever was launched before, such as what has changed the weights.
-        return _Plan(elements, pointwise(columns, self._stem, False), tuple(layers))
+            layers.append((depthwise(x, layer.depthwise), pointwise(x.flatten(2), layer.pointwise)))
+        return _Plan(elements, pointwise(columns, self._stem), tuple(layers))
 
 
 class _Plan(NamedTuple):

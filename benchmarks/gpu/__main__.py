@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from convmixer_fast.benchmarks.gpu.plan import PLANS
@@ -18,17 +19,24 @@ def main() -> int:
     parser.add_argument("plan", choices=tuple(PLANS))
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/<device>-<date>")
     parser.add_argument("--seconds", type=float, default=340.0, help="for everything")
-    parser.add_argument("--only", help="steps, comma-separated, in this order")
+    parser.add_argument(
+        "--only",
+        help="steps in this order: checks,models or, with the seconds of each, checks:25,models:60",
+    )
     parser.add_argument("--list", action="store_true", help="print the plan and end")
     parser.add_argument("--rehearse", action="store_true", help="without a GPU, tiny")
     arguments = parser.parse_args()
     steps = PLANS[arguments.plan]
     if arguments.only:
         by_name = {step.name: step for step in steps}
-        unknown = set(arguments.only.split(",")) - set(by_name)
-        if unknown:
-            parser.error(f"no step is called {', '.join(sorted(unknown))}: {', '.join(by_name)}")
-        steps = tuple(by_name[name] for name in arguments.only.split(","))
+        chosen = []
+        for part in arguments.only.split(","):
+            name, _, seconds = part.partition(":")
+            if name not in by_name:
+                parser.error(f"no step is called {name!r}; there are {', '.join(by_name)}")
+            step = by_name[name]
+            chosen.append(replace(step, seconds=float(seconds)) if seconds else step)
+        steps = tuple(chosen)
     if arguments.list:
         for step in steps:
             print(f"{step.seconds:4.0f} s  {step.name}")

@@ -23,7 +23,7 @@ _EAGER = ("eager", "eager-nhwc", "eager-cudnn-benchmark")
 _QUICK = (*_EAGER, "ours")
 _CHUNKS = (*_QUICK, "ours-triton-chunks")
 _LATENCY = ("eager", "eager-graph", "ours")
-_COMPILED = ("eager", "compile", "compile-nhwc", "ours")
+_COMPILED = ("compile", "compile-nhwc", "ours")
 _AUTOTUNED = ("compile-max-autotune", "tensorrt", "ours")
 _LARGE = ("convmixer_768_32", "convmixer_1536_20", "convmixer_1024_20_ks9_p14")
 

@@ -24,11 +24,9 @@ DEVICE_TESTS = (
     "tests/export/test_tensorrt_export.py",
     "tests/export/test_onnx_module.py",
     "tests/commands/test_demo.py",
-    "-m",
-    "cuda or device",
 )
-"""pytest's arguments for all that runs on a GPU where there is one: files by name, so that one
-that cannot be imported stops no other."""
+"""All files that have something for a GPU: by name, so that one that cannot be imported stops no
+other."""
 
 SMALL_TESTS = (
     "tests/kernels/test_triton_kernels.py",
@@ -75,12 +73,15 @@ def _models(part: str) -> Callable[[Path, float, bool], list[str]]:
     return _module("cases", part, output="")
 
 
-def _tests(output: Path, seconds: float, rehearse: bool) -> list[str]:
-    chosen = SMALL_TESTS if rehearse else DEVICE_TESTS
-    command = ["-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider"]
-    if not rehearse:
+def _tests(marked: str) -> Callable[[Path, float, bool], list[str]]:
+    def arguments(output: Path, seconds: float, rehearse: bool) -> list[str]:
+        command = ["-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider"]
+        if rehearse:
+            return [*command, *SMALL_TESTS]
         command += ["-n", str(min(12, os.cpu_count() or 1)), "--dist", "worksteal"]
-    return [*command, *chosen]
+        return [*command, "-m", marked, *DEVICE_TESTS]
+
+    return arguments
 
 
 _CHECKS = Step("checks", 80, _module("checks", output="checks.json"))
@@ -90,12 +91,22 @@ _CALLS = Step("calls", 30, _module("calls", output="calls.json"))
 _TILES = Step("tiles", 70, _module("tiles", output="tiles.json", checks="checks.json"))
 _PEERS = Step("peers", 80, _models("peers"), restart_on=RESTART)
 # Each worker's reference runs on the CPU, beside those of the others.
-_TESTS = Step("tests", 60, _tests, "tests.txt", {"OMP_NUM_THREADS": "1"})
-_SANITIZE = Step("sanitize", 40, _module("sanitize"), "sanitizer.txt")
+_ALONE = {"OMP_NUM_THREADS": "1"}
+_CUDA_TESTS = Step("cuda-tests", 35, _tests("cuda"), "tests.txt", _ALONE)
+"""Those that nothing else can run."""
+_TESTS = Step("tests", 60, _tests("device and not cuda"), "tests.txt", _ALONE)
+_SANITIZE = Step("sanitize", 40, _module("sanitize"), "tests.txt")
 _NCU = Step("ncu", 50, _module("profile", output="ncu.txt"))
 
 PLANS: Mapping[str, tuple[Step, ...]] = {
-    "first": (_CHECKS, _MODELS, _CALLS, _INSIDE, _TILES, _TESTS, _PEERS, _SANITIZE),
-    "second": (_CHECKS, _TILES, _MODELS, _CALLS, _NCU, _PEERS, _INSIDE, _TESTS, _SANITIZE),
+    "first": (
+        *(_CHECKS, _MODELS, _CALLS, _INSIDE, _TILES),
+        *(_CUDA_TESTS, _PEERS, _SANITIZE, _TESTS),
+    ),
+    "second": (
+        *(_CHECKS, _PEERS, _MODELS, _CALLS, _CUDA_TESTS),
+        *(_TILES, _NCU, _SANITIZE, _TESTS),
+    ),
 }
-"""By the command's name. What comes late is left out where time is short."""
+"""By the command's name. What comes late is left out where time is short. No plan writes more than
+eight files."""

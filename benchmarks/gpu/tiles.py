@@ -114,7 +114,7 @@ def _time(
     for name, tile in tiles.items():
         # Those that were found right have been compiled: launching them once is enough.
         known = right is not None and name in right
-        if known or (right is None or name == present) and trial.fault(tile) is None:
+        if known or ((right is None or name == present) and trial.fault(tile) is None):
             runs[name] = trial.launch(tile).run
             runs[name]()
     others = peers(problem, images, device)

@@ -4,7 +4,7 @@ What a backend makes of the weights (packed for the CPU, CUDA graphs on a GPU) i
 the module's parameters and kept beside them. It is made again when they are not the same any
 more; ``source.py`` says what is noticed. It is no part of ``state_dict``, copies and pickles.
 
-Where one call would not do what the ops one by one do, :meth:`Engine.trunk` returns None: while
+Where one call would not do what the ops one by one do, :meth:`Engine.run` returns None: while
 something looks at single operations (compiling, exporting, dispatch and function modes, function
 transforms, hooks on layers), and for inputs and weights that the ops refuse, with their own errors.
 One function, :meth:`Engine._find`, decides that, and so says why: a warning says it once for a
@@ -75,17 +75,33 @@ class Engine:
         """Drop what was made of the weights: the next call makes it again."""
         self._made = {}
 
-    def trunk(self, model: Model, x: Tensor) -> tuple[Trunk, str] | None:
-        """Return what computes stem and layers of ``model`` for ``x``, or None for the ops.
+    def run(self, model: Model, x: Tensor, *, head: bool) -> tuple[Tensor, str] | None:
+        """Compute stem and layers of ``model`` for ``x`` in one call; None for the ops.
 
-        The trunk is called with an image batch (N, C, H, W) and what to return: ``"features"``,
-        or if the head begins so ``"mean"`` (over the positions), or if it is so ``"logits"``.
-        The last of these that it can do comes with it.
+        On a GPU the kernels are launched before it is looked whether the weights are still those
+        that they were made of, which takes Python 50 to 200 us: the device works meanwhile. What
+        they compute is given up where they are not, and the memory that they read is kept until
+        then.
+
+        Args:
+            model: the module.
+            x: (N, C, H, W), what its stem takes.
+            head: whether more than the features may be computed.
+
+        Returns:
+            What was computed, and what that is: ``"features"``, or if the head begins so ``"mean"``
+            (over the positions), or if it is so ``"logits"``.
         """
-        found = self._ready(model, x)
+        late = _looks_late(x)
+        found = self._ready(model, x, trusted=late)
         if found is None or found.trunk is None or found.source is None:
             return None
-        return found.trunk, found.source.result()
+        result = found.source.result() if head else "features"
+        out = found.trunk(x, result)
+        if late and not found.source.unchanged():
+            self._made = {key: made for key, made in self._made.items() if made is not found}
+            return self.run(model, x, head=head)
+        return out, result
 
     def intermediates(self, model: Model, x: Tensor) -> Intermediates | None:
         """Return what computes the outputs of chosen steps for ``x``, or None for the ops.
@@ -149,11 +165,11 @@ class Engine:
 
         return trunk, x.to(dtype)
 
-    def _ready(self, model: Model, x: Tensor) -> _Found | None:
+    def _ready(self, model: Model, x: Tensor, *, trusted: bool = False) -> _Found | None:
         """Return what runs ``x``, made where it was not yet; None for the ops, said if need be."""
         if torch.compiler.is_compiling():
             return None  # here too, as a compiler does not follow what is below
-        found = self._find(model, x)
+        found = self._find(model, x, trusted=trusted)
         if found.reason is not None:
             if found.misfit is not None:
                 self._made = {**self._made, found.where: found}  # looked at once
@@ -167,8 +183,11 @@ class Engine:
             return None
         return found if found.trunk is not None else self._make(model, found, x)
 
-    def _find(self, model: Model, x: Tensor) -> _Found:
-        """Decide whether the trunk can run ``x``, and return it if it is made."""
+    def _find(self, model: Model, x: Tensor, *, trusted: bool = False) -> _Found:
+        """Decide whether the trunk can run ``x``, and return it if it is made.
+
+        Whether it is made of the weights as they are now is not looked at if it is ``trusted``.
+        """
         reason = _who_looks(x)
         if reason is not None:
             return _Found(reason)
@@ -186,7 +205,7 @@ class Engine:
             found is None
             or source is None
             or source.modules is not model._modules
-            or not source.unchanged()
+            or not (trusted or source.unchanged())
         ):
             found = _new(model, x, where, dtype)
             source = found.source
@@ -230,6 +249,11 @@ class Engine:
         found = found._replace(bare=bare, trunk=trunk)
         self._made = {**self._made, found.where: found}
         return found
+
+
+def _looks_late(x: Tensor) -> bool:
+    """Whether the device computes while the host looks, and what it computes can be given up."""
+    return x.is_cuda and not torch.cuda.is_current_stream_capturing()
 
 
 def _new(model: Model, x: Tensor, where: tuple[object, ...], dtype: torch.dtype) -> _Found:

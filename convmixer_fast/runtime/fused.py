@@ -109,12 +109,11 @@ class FusedConvMixer(ConvMixerInterface):
             BackendUnavailableError: the backend named at ``optimize`` cannot run the input.
         """
         x, *extras = self._enter(x)
-        found = self._engine.trunk(self, x)
-        if found is None:
+        ran = self._engine.run(self, x, head=True)
+        if ran is None:
             features = super().forward_features(x)
         else:
-            trunk, result = found
-            features = trunk(x, result)
+            features, result = ran
             if result == "logits":
                 return features
             if result == "mean":
@@ -221,8 +220,8 @@ class FusedConvMixer(ConvMixerInterface):
     def forward_features(self, x: Tensor) -> Tensor:
         """Map images (N, in_chans, H, W) to the last layer's output (N, num_features, H', W')."""
         x = self._enter(x)[0]
-        found = self._engine.trunk(self, x)
-        return super().forward_features(x) if found is None else found[0](x, "features")
+        ran = self._engine.run(self, x, head=False)
+        return super().forward_features(x) if ran is None else ran[0]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Map features (N, num_features, H', W') to logits, or pooled features.

@@ -1,9 +1,6 @@
 """Pictures, reports and the commands that make them."""
 
 import re
-import subprocess
-import sys
-import time
 import xml.etree.ElementTree
 from pathlib import Path
 
@@ -14,7 +11,6 @@ pytest.importorskip("matplotlib", reason="needs matplotlib: pip install '.[bench
 from PIL import Image
 from typer.testing import CliRunner
 
-from convmixer_fast.benchmarks import gpu_check, gpu_profile
 from convmixer_fast.benchmarks.__main__ import app as benchmarks_app
 from convmixer_fast.benchmarks.ceilings import Ceilings
 from convmixer_fast.benchmarks.environment import environment
@@ -23,7 +19,6 @@ from convmixer_fast.benchmarks.report import write_report
 from convmixer_fast.benchmarks.results import ResultFile, Row, read_results
 from convmixer_fast.commands.cli import app
 from tests.benchmarks.test_benchmarks import CPU
-from tests.paths import ROOT
 
 
 def made_up(path: Path | None) -> ResultFile:
@@ -119,80 +114,3 @@ def test_bench_command_without_a_file():
     result = CliRunner().invoke(app, [*arguments, "--device", "cpu", "--providers", "eager"])
     assert "digits.safetensors, 8 px, batch 1" in result.output
     assert result.exit_code == 1  # nothing of ours was measured
-
-
-@pytest.mark.slow
-@pytest.mark.exhaustive
-def test_gpu_check_rehearsal(tmp_path):
-    """All of ``make gpu-check`` but the GPU: build, tests, both benchmarks, summary."""
-    pytest.importorskip("triton", reason="needs triton: pip install '.[triton]'")
-    command = [sys.executable, "-m", "benchmarks.gpu_check", "--rehearse", "--output", tmp_path]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "gpu-check: passed" in done.stdout
-    names = {path.name for path in tmp_path.iterdir()}
-    assert {"ops.json", "ops.csv", "models.json", "models.csv", "summary.txt"} <= names
-    assert {"tests.txt", "report.html"} <= names
-    assert len(names) <= 8
-    for name in ("ops.json", "models.json"):
-        rows = read_results(tmp_path / name).rows
-        assert {row.dtype for row in rows} == {"float32", "float16", "bfloat16"}
-        assert {row.provider for row in rows} == {"eager", "eager-nhwc", "ours-triton"}
-        assert {row.status for row in rows} == {"ok"}, [row.note for row in rows]
-    assert " passed" in (tmp_path / "summary.txt").read_text()
-
-
-def test_gpu_check_tells_what_failed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(gpu_check, "SMALL_TESTS", ["tests/no_such_file.py"])
-    check = gpu_check._Check(tmp_path, 60.0, rehearse=True)
-    assert check.run("tests") == 1
-    assert "gpu-check: FAILED: tests" in capsys.readouterr().out
-    assert "no_such_file" in (tmp_path / "tests.txt").read_text()
-
-
-def test_gpu_check_ends_what_hangs(tmp_path, monkeypatch, capsys):
-    check = gpu_check._Check(tmp_path, 60.0, rehearse=True)
-    monkeypatch.setattr(gpu_check, "_GRACE_S", 0.5)
-    # A process that has started another, which must not outlive it.
-    child = f"import os, time; os.fork(); open({str(tmp_path)!r} + f'/{{os.getpid()}}', 'w'); "
-    assert check._call([sys.executable, "-c", child + "time.sleep(60)"], 1.5, None) == 124
-    assert "did not end within" in capsys.readouterr().out
-    assert len(list(tmp_path.iterdir())) == 2
-    deadline = time.monotonic() + 10
-    while any(map(runs, tmp_path.iterdir())) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(map(runs, tmp_path.iterdir()))
-
-
-def runs(process: Path) -> bool:
-    try:
-        return "State:\tZ" not in (Path("/proc") / process.name / "status").read_text()
-    except OSError:
-        return False
-
-
-def test_gpu_check_without_a_gpu(monkeypatch, capsys):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr(sys, "argv", ["gpu_check"])
-    assert gpu_check.main() == 2
-    assert "needs a CUDA device" in capsys.readouterr().err
-    monkeypatch.setattr(gpu_check, "_NEEDED", ("torch", "no_such_module"))
-    assert gpu_check.main() == 2
-    assert "lacks: no_such_module" in capsys.readouterr().err
-
-
-def test_gpu_profile_rehearsal():
-    pytest.importorskip("triton", reason="needs triton: pip install '.[triton]'")
-    command = [sys.executable, "-m", "benchmarks.gpu_profile", "--rehearse"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert [line.split(":")[0] for line in done.stdout.splitlines()] == [
-        "depthwise_block", "pointwise_block", "patch_embed",
-    ]  # fmt: skip
-
-
-def test_gpu_profile_asks_ncu_for_sections():
-    command = gpu_profile.ncu_command("ncu", Path("x") / "ncu.txt")
-    assert command[0] == "ncu"
-    assert command[-2:] == ["benchmarks.gpu_profile", "--workload"]
-    assert command[command.index("--section") + 1] == "SpeedOfLight"

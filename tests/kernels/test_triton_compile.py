@@ -37,10 +37,13 @@ SMALLEST_SHARED = 99 * 1024
 HALF_SHARED = 113 * 1024
 """With that, two programs share a multiprocessor of 228 KiB, less 1 KiB each."""
 TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
-PUBLISHED_REGISTERS = 128
-"""Of kernels up to 9 x 9: 16 single warps share a multiprocessor."""
+WHOLE_SHARED = 227 * 1024
+"""What a block may use on Hopper and datacenter Blackwell, where it has a multiprocessor alone."""
+PUBLISHED_REGISTERS, OTHER_REGISTERS = 128, 144
+"""Of kernels up to 9 x 9, for batches: 16 single warps share a multiprocessor of the device on which
+the tiles were chosen, for planes like the published models'; 14 elsewhere."""
 
-DEPTHWISE_INSTRUCTIONS = {"gelu": 27, "gelu_tanh": 24, "relu": 17}
+DEPTHWISE_INSTRUCTIONS = {"gelu": 22, "gelu_tanh": 19, "relu": 12}
 """A result, K = 7, fp16, sm_90, 32 x 32: the bandwidth of an H100 leaves 39 (kernels/NOTES.md)."""
 POINTWISE_INSTRUCTIONS = {"gelu": 22, "gelu_tanh": 19, "relu": 13}
 """A result, sm_90, the product's loop counted once: mostly epilogue."""
@@ -56,9 +59,8 @@ def _case_of_depthwise(activation: str) -> Case:
 
 
 def _case_of_pointwise(activation: str) -> Case:
-    return next(
-        case for case in CASES if isinstance(case.tile, TmaTile) and case.activation == activation
-    )
+    shared = TmaTile(128, 128, 64, False, 8, 3)  # by two programs
+    return next(case for case in CASES if (case.tile, case.activation) == (shared, activation))
 
 
 COUNTED = [
@@ -105,13 +107,17 @@ def test_machine_code(name: str, reports: dict[str, dict[str, Any]]) -> None:
         return
     assert report["stack"] == 0, report
     assert report["spills"] == 0, report
-    is_tma = isinstance(case.tile, TmaTile)
-    assert report["shared"] <= (HALF_SHARED if is_tma else SMALLEST_SHARED), report
+    limit = SMALLEST_SHARED
+    if isinstance(case.tile, TmaTile):
+        alone = case.tile.PERSISTENT or case.tile.num_stages * case.tile.BLOCK_O > 3 * 128
+        limit = WHOLE_SHARED if alone else HALF_SHARED
+    assert report["shared"] <= limit, report
     if isinstance(case.tile, ToeplitzTile):
         # The larger instructions of newer devices would take their operands from shared memory.
         assert report["tensor_cores"] == ["HMMA"], report
-        if case.kernel_size <= 9 and case.side % 4 == 0:
-            assert report["registers"] <= PUBLISHED_REGISTERS, report
+        if case.kernel_size <= 9 and case.side % 4 == 0 and case.tile.max_rows >= 16:
+            measured = target == 90 and case.aligned
+            assert report["registers"] <= (PUBLISHED_REGISTERS if measured else OTHER_REGISTERS)
     elif isinstance(case.tile, DirectTile) or (case.dtype, case.precision) == ("fp32", "ieee"):
         assert report["tensor_cores"] == [], report
     else:

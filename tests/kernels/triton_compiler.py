@@ -32,14 +32,13 @@ from convmixer_fast.kernels import (
 )
 from convmixer_fast.kernels.depthwise_direct import DirectTile
 from convmixer_fast.kernels.depthwise_toeplitz import ToeplitzTile
-from convmixer_fast.kernels.launch import early_constants
 from convmixer_fast.kernels.pointwise_pointers import PointerTile
 from convmixer_fast.kernels.pointwise_tma import TmaTile
 
 CUDA = (80, 90, 100)
 HIP = "gfx942"
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
-_OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion", "launch_pdl")
+_OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")
 
 
 class Case(NamedTuple):
@@ -58,8 +57,6 @@ class Case(NamedTuple):
     precision: str = "ieee"
     channels_last: bool = False
     wide_offsets: bool = False
-    early: bool = False
-    """Whether it is launched before the kernel in front of it has ended."""
 
     def __str__(self) -> str:
         numbers = "-".join(str(int(number)) for number in self.tile if number is not None)
@@ -69,7 +66,6 @@ class Case(NamedTuple):
         words += ["tf32"] if self.precision == "tf32" else []
         words += ["channels_last"] if self.channels_last else []
         words += ["int64"] if self.wide_offsets else []
-        words += ["early"] if self.early else []
         return "-".join([*words, "aligned" if self.aligned else "odd"])
 
 
@@ -125,21 +121,13 @@ def _toeplitz_cases(row: depthwise_block.Config) -> Iterator[Case]:
         yield Case(row.tile, "bf16", (90,), kernel_size=11)
 
 
-def _early_cases() -> Iterator[Case]:
-    for tile, size in ((ToeplitzTile(16, 16, 2), 7), (DirectTile(1, 32, 32, None, None, 4), 7)):
-        yield Case(tile, "fp16", (90, 100), kernel_size=size, early=True)
-    for product in (TmaTile(128, 128, 64, False, 8, 3), PointerTile(128, 128, 64, 8, 3)):
-        yield Case(product, "fp16", (90, 100), early=True)
-
-
-CASES = (*_cases(), *_early_cases())
+CASES = tuple(_cases())
 
 
 def _constants(case: Case) -> tuple[Any, dict[str, Any]]:
     """Return the kernel of a case and what it is compiled for, launch options included."""
     tile = case.tile
     constants: dict[str, Any] = {"ACTIVATION": case.activation}
-    constants |= early_constants(case.early)
     offsets = {"OFFSET_DTYPE": tl.int64 if case.wide_offsets else tl.int32}
     if isinstance(tile, ToeplitzTile):
         vector = 8 if case.aligned else 4 if case.side % 4 == 0 else 1

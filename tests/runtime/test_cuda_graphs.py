@@ -295,7 +295,7 @@ def test_whole_engine_on_triton():
     x = torch.randn(2, 3, 13, 16, device=device)
     with torch.inference_mode():
         out = fast(x.half())
-        found = fast._engine.trunk(fast, x.half())
+        found = fast._engine._ready(fast, x.half())
         exact = model.double()(x.double())
     assert found is not None
     assert type(out) is torch.Tensor
@@ -324,7 +324,7 @@ def test_a_trunk_follows_autocast():
         for image in (x, x.bfloat16()):
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                 out, expected = fast(image), model(image)
-                found = fast._engine.trunk(fast, image)
+                found = fast._engine._ready(fast, image)
             assert out.dtype == expected.dtype == torch.bfloat16
             torch.testing.assert_close(out, expected, rtol=0.05, atol=0.05)
             assert found is not None

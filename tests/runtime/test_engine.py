@@ -17,7 +17,7 @@ from convmixer_fast import InferenceOnlyError, optimize
 from convmixer_fast.accuracy import relative_error
 from convmixer_fast.models.published import Architecture
 from convmixer_fast.models.randomize import randomize
-from convmixer_fast.runtime import cpu
+from convmixer_fast.runtime import cpu, engine
 
 ARCHITECTURE = Architecture(24, 2, 3, 2, "gelu", num_classes=5)
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -97,8 +97,15 @@ CHANGES = {
 }
 
 
+@pytest.fixture(params=[False, True], ids=["look-first", "look-late"])
+def look(request, monkeypatch):
+    """Whether it is looked whether weights have changed after the call, as on a GPU."""
+    monkeypatch.setattr(engine, "_looks_late", lambda x: request.param)
+
+
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=["grad", "inference"])
+@pytest.mark.usefixtures("look")
 def test_changed_weights_are_used(change, mode, fast):
     before = check(fast)
     with mode():
@@ -248,6 +255,7 @@ MISFITS = {
 
 @pytest.mark.parametrize("change", MISFITS.values(), ids=MISFITS)
 @pytest.mark.parametrize("before", [True, False], ids=["made", "fresh"])
+@pytest.mark.usefixtures("look")
 def test_weights_that_do_not_fit_are_refused(change, before, fast):
     if before:
         check(fast)
@@ -308,7 +316,7 @@ def test_shared_layers_are_packed_once():
     fast = optimize(model, backend="cpu")
     with torch.inference_mode():
         assert relative_error(fast(X), model(X)) < 2e-6
-        trunk, _ = fast._engine.trunk(fast, X)
+        trunk = fast._engine._ready(fast, X).trunk
     packed = {id(part) for part in trunk._packed}
     assert len(trunk._packed) == 6
     assert len(packed) == 4
