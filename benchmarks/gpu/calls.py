@@ -12,9 +12,7 @@ from typing import Any
 import torch
 
 from convmixer_fast.benchmarks.environment import environment
-from convmixer_fast.benchmarks.model_cases import MODELS
-from convmixer_fast.models.published import Architecture
-from convmixer_fast.models.randomize import randomize
+from convmixer_fast.benchmarks.gpu.models import with_input
 from convmixer_fast.optimize import optimize
 from convmixer_fast.runtime.sweep import medians_on
 
@@ -48,18 +46,14 @@ def main() -> int:
     for name, images in _CASES[: 1 if arguments.rehearse else None]:
         if time.monotonic() > deadline:
             break
-        make, image = MODELS[name]
-        if arguments.rehearse:
-            tiny = Architecture(8, 2, 3, 2, "gelu", num_classes=4)
-            make, image = lambda tiny=tiny: randomize(tiny.build()), (3, 8, 8)  # type: ignore[misc]
+        model, x = with_input(name, images, device, rehearse=arguments.rehearse)
         with torch.no_grad():
-            model = make().to(device, torch.float16)
-            x = torch.randn(images, *image, device=device).to(torch.float16)
-            row = {"model": name, "images": images, **_kernels(model, x), **_host(model, x)}
-        found.append(row)
+            measured = {**_kernels(model, x), **_host(model, x)}
+        found.append({"model": name, "images": len(x), **measured})
         arguments.output.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        times = ", ".join(f"{key} {1e6 * row[key]:.1f}" for key in row if key.endswith("_s"))
-        print(f"{name}, batch {images}, us: {times}", flush=True)
+        times = {key: seconds for key, seconds in measured.items() if key.endswith("_s")}
+        shown = ", ".join(f"{key} {1e6 * seconds:.1f}" for key, seconds in times.items())
+        print(f"{name}, batch {images}, us: {shown}", flush=True)
     return 0 if found else 1
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from convmixer_fast.benchmarks.gpu.models import TINY_INPUT, tiny_model
 from convmixer_fast.benchmarks.gpu.plan import RESTART
 from convmixer_fast.benchmarks.harness import DeviceLostError, Settings
 from convmixer_fast.benchmarks.model_cases import convmixer_case, named_case, scale_case
@@ -63,13 +64,12 @@ def peer_cases() -> Iterator[Case]:
 
 
 def rehearsal_cases() -> Iterator[Case]:
-    """Yield models so small that Triton's interpreter, on a CPU, can stand in for a GPU."""
-    tiny = Architecture(8, 2, 3, 2, "gelu", num_classes=4)
+    """Yield the model of a rehearsal in each dtype."""
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         yield convmixer_case(
             "8/2",
-            lambda: randomize(tiny.build()),
-            (2, 3, 8, 8),
+            tiny_model,
+            TINY_INPUT,
             dtype,
             only=("eager", "eager-nhwc", "ours-triton"),
         )

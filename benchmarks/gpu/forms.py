@@ -9,6 +9,7 @@ from torch import Tensor
 
 from convmixer_fast import reference
 from convmixer_fast.accuracy import LIMITS, relative_error
+from convmixer_fast.benchmarks.gpu.models import TINY, TINY_INPUT
 from convmixer_fast.kernels.depthwise_direct import DirectTile
 from convmixer_fast.kernels.depthwise_toeplitz import ToeplitzTile
 from convmixer_fast.kernels.patch_embed import patch_embed_triton
@@ -117,8 +118,7 @@ def tiny_forms() -> Iterator[Form]:
             f"patch embedding 2 x 2, {dtype}",
             lambda device, d=dtype: _patch_embedding(device, d, 8, 2, 8),  # type: ignore[misc]
         )
-        tiny = Architecture(8, 2, 3, 2, "gelu", num_classes=4), (3, 3, 8, 8)
-        yield from _trunk_forms((tiny,), dtype)
+        yield from _trunk_forms(((TINY, TINY_INPUT),), dtype)
 
 
 def _kernel_form(name: str, problem: Problem, images: int, tile: Tile | None) -> Form:
@@ -141,11 +141,11 @@ def _patch_embedding(
         return torch.randn(shape, generator=generator).to(device, dtype)
 
     x, weight = random(4, 3, side, side), random(channels, 3, patch, patch) / (2 * patch)
-    vectors = [random(channels) for _ in range(3)]
+    bias, scale, shift = (random(channels) for _ in range(3))
     exact = reference.patch_embed_ref(
-        x.double(), weight.double(), *(v.double() for v in vectors), activation="relu"
+        x.double(), weight.double(), bias.double(), scale.double(), shift.double(), "relu"
     )
-    out = patch_embed_triton(x, weight, *vectors, "relu")
+    out = patch_embed_triton(x, weight, bias, scale, shift, "relu")
     return Finding(relative_error(out, exact), LIMITS[dtype])
 
 

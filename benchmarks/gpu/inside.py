@@ -16,10 +16,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from convmixer_fast.benchmarks.ceilings import Ceilings, measure_ceilings
 from convmixer_fast.benchmarks.environment import environment
-from convmixer_fast.benchmarks.model_cases import MODELS
+from convmixer_fast.benchmarks.gpu.models import with_input
 from convmixer_fast.benchmarks.work import Step, model_steps
-from convmixer_fast.models.published import Architecture
-from convmixer_fast.models.randomize import randomize
 from convmixer_fast.optimize import optimize
 from convmixer_fast.recognition.recognize import recognize
 
@@ -56,24 +54,19 @@ def main() -> int:
     for name, images in _CASES[: 1 if arguments.rehearse else None]:
         if time.monotonic() > deadline:
             break
-        make, image = MODELS[name]
-        if arguments.rehearse:
-            tiny = Architecture(8, 2, 3, 2, "gelu", num_classes=4)
-            make, image, images = lambda tiny=tiny: randomize(tiny.build()), (3, 8, 8), 2
-        model = make().to(device, torch.float16)
-        steps = model_steps(recognize(model), (images, *image), 2)
-        x = torch.randn(images, *image, device=device).to(torch.float16)
-        for way, options in (("graph", {}), ("launches", {"cuda_graphs": False})):
+        model, x = with_input(name, images, device, rehearse=arguments.rehearse)
+        steps = model_steps(recognize(model), tuple(x.shape), 2)
+        for way, graphs in (("graph", True), ("launches", False)):
             with torch.inference_mode(False), torch.no_grad():
-                fused: Any = optimize(model, backend="triton", **options)
-                times = _traced(lambda x, fused=fused: fused(x), x, device)  # type: ignore[misc]
-            result = {"model": name, "images": images, "way": way}
+                fused = optimize(model, backend="triton", cuda_graphs=graphs)
+                times = _traced(fused, x, device)
+            result = {"model": name, "images": len(x), "way": way}
             result |= group(times, steps, ceilings)
             found.append(result)
             _show(result)
         with torch.no_grad():
-            times = _traced(lambda x, model=model: model(x), x, device)  # type: ignore[misc]
-        found.append({"model": name, "images": images, "way": "eager", **group(times, (), None)})
+            times = _traced(model, x, device)
+        found.append({"model": name, "images": len(x), "way": "eager", **group(times, (), None)})
         _show(found[-1])
         arguments.output.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     return 0 if found else 1

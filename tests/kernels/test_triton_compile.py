@@ -40,8 +40,8 @@ TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 WHOLE_SHARED = 227 * 1024
 """What a block may use on Hopper and datacenter Blackwell, where it has a multiprocessor alone."""
 PUBLISHED_REGISTERS, OTHER_REGISTERS = 128, 144
-"""Of kernels up to 9 x 9, for batches: 16 single warps share a multiprocessor of the device on which
-the tiles were chosen, for planes like the published models'; 14 elsewhere."""
+"""Of kernels up to 9 x 9, for batches: 16 single warps share a multiprocessor of the device that
+the tiles were chosen on, for planes like the published models'; 14 elsewhere."""
 
 DEPTHWISE_INSTRUCTIONS = {"gelu": 22, "gelu_tanh": 19, "relu": 12}
 """A result, K = 7, fp16, sm_90, 32 x 32: the bandwidth of an H100 leaves 39 (kernels/NOTES.md)."""
