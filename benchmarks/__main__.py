@@ -63,26 +63,21 @@ def compare(before: Folder, after: Folder) -> None:
 
 @app.command()
 def tune(
-    batch: Annotated[int, typer.Option(min=1, help="Images.")] = 64,
-    only: Annotated[str, typer.Option(help="Shapes named so: pointwise, 768 ...")] = "",
+    output: Annotated[Path, typer.Option(help="Folder of the results; begun again, it goes on.")],
+    only: Annotated[str, typer.Option(help="Batches named so: pointwise, 768 ...")] = "",
     bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Instead of float16.")] = False,
-    seconds: Annotated[float, typer.Option(help="Of timing for each shape.")] = 10.0,
+    seconds: Annotated[float, typer.Option(help="For everything.")] = 175.0,
+    rehearse: Annotated[bool, typer.Option("--rehearse", help="Without a GPU, tiny.")] = False,
 ) -> None:
     """Time every tile of the Triton kernels on a GPU, and print the rows for their tables."""
-    # They need Triton, which not every machine has.
-    from convmixer_fast.benchmarks.tune import published_problems, sweep_row, sweep_table, title
-    from convmixer_fast.runtime.sweep import sweep
+    from convmixer_fast.benchmarks.gpu.plan import sweep_steps
+    from convmixer_fast.benchmarks.gpu.session import Session
 
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available() and not rehearse:
         raise ValueError("tune needs a CUDA device: torch.cuda.is_available() is False")
-    device, name = torch.device("cuda"), torch.cuda.get_device_name()
-    with torch.inference_mode():
-        for problem in published_problems("bfloat16" if bfloat16 else "float16"):
-            if only not in title(problem, batch):
-                continue
-            found = sweep(problem, batch, device, seconds)
-            wide_console().print(sweep_table(problem, batch, found))
-            print(sweep_row(problem, batch, found, name), flush=True)
+    output.mkdir(parents=True, exist_ok=True)
+    steps = sweep_steps("bfloat16" if bfloat16 else "float16", only)
+    raise typer.Exit(Session(output.resolve(), seconds, rehearse).run(steps))
 
 
 def _show(results: ResultFile, folder: Path) -> None:

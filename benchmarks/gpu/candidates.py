@@ -1,11 +1,11 @@
 """Which tiles are worth a GPU's minutes, for which problems and batches."""
 
+import argparse
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 
-from convmixer_fast.benchmarks.tune import published_problems
 from convmixer_fast.kernels.candidates import depthwise_candidates, pointwise_candidates
 from convmixer_fast.kernels.depthwise_direct import DirectTile
 from convmixer_fast.kernels.depthwise_toeplitz import ToeplitzTile
@@ -15,7 +15,14 @@ from convmixer_fast.kernels.pointwise_pointers import PointerTile
 from convmixer_fast.kernels.pointwise_tma import TmaTile
 from convmixer_fast.kernels.tuned import Problem, Tile
 
-__all__ = ["TILES", "Batch", "batches", "tiles_for", "tiny_batches"]
+__all__ = [
+    "TILES",
+    "Batch",
+    "batches",
+    "chosen_batches",
+    "published_problems",
+    "tiles_for",
+]
 
 TILES: dict[str, type[Tile]] = {
     kind.__name__: kind for kind in (ToeplitzTile, DirectTile, PointerTile, TmaTile)
@@ -33,22 +40,46 @@ class Batch(NamedTuple):
         kind, size = self.problem.op.split("_")[0], self.problem.kernel_size
         kernel = f" k{size}" if size > 1 else ""
         sizes = f"{self.problem.channels_out} x {self.problem.height}x{self.problem.width}{kernel}"
-        return f"{kind} {sizes} {self.problem.activation}, batch {self.images}"
+        dtype = "" if self.problem.dtype == "float16" else f" {self.problem.dtype}"
+        return f"{kind} {sizes} {self.problem.activation}{dtype}, batch {self.images}"
 
 
-def batches() -> Iterator[Batch]:
-    """Yield the published models' layers in float16: large batches first, then single images."""
-    problems = list(published_problems("float16"))
+def batches(dtype: str = "float16", only: str = "") -> Iterator[Batch]:
+    """Yield the published models' layers: large batches first, then single images.
+
+    Args:
+        dtype: 16-bit, by name.
+        only: what the name of a batch must have in it.
+    """
+    problems = list(published_problems(dtype))
     # Of 16 images the same is compiled as of 64: sizes count by whether 16 divides them.
     for images in (64, 1, 16):
         for problem in problems:
-            yield Batch(problem, images)
+            if only in str(batch := Batch(problem, images)):
+                yield batch
 
 
-def tiny_batches() -> Iterator[Batch]:
+def published_problems(dtype: str) -> Iterator[Problem]:
+    """Yield the ops of the published models' layers at 224 px."""
+    for channels, side, kernel_size, activation in (
+        (768, 32, 7, "relu"),
+        (1536, 32, 9, "gelu"),
+        (1024, 16, 9, "gelu"),
+    ):
+        shape = channels, channels, side, side
+        yield Problem("depthwise_block", *shape, kernel_size, activation, dtype)
+        yield Problem("pointwise_block", *shape, 1, activation, dtype)
+
+
+def _tiny_batches() -> Iterator[Batch]:
     """Yield two that Triton's interpreter can compute."""
     yield Batch(Problem("depthwise_block", 2, 2, 8, 8, 3, "relu", "float16"), 2)
     yield Batch(Problem("pointwise_block", 16, 16, 4, 4, 1, "gelu", "float16"), 2)
+
+
+def chosen_batches(arguments: argparse.Namespace) -> Iterator[Batch]:
+    """Yield those that ``options.add_batch_options`` chose."""
+    return _tiny_batches() if arguments.rehearse else batches(arguments.dtype, arguments.only)
 
 
 def tiles_for(batch: Batch, device: torch.device) -> Iterator[Tile]:

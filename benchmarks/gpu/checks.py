@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from convmixer_fast.benchmarks.gpu.options import add_batch_options, batch_arguments
 from convmixer_fast.benchmarks.gpu.processes import ROOT
 
 __all__ = ["main", "right_tiles"]
@@ -39,12 +40,13 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True, help="the JSON file of the results")
     parser.add_argument("--seconds", type=float, default=90.0)
     parser.add_argument("--workers", type=int, default=max(1, min(14, (os.cpu_count() or 2) - 1)))
-    parser.add_argument("--rehearse", action="store_true", help="without a GPU, tiny")
+    parser.add_argument("--no-forms", action="store_true", help="tiles alone")
     parser.add_argument("--share", help="of this process: 3/12")
+    add_batch_options(parser)
     arguments = parser.parse_args()
     if arguments.share:
         index, count = map(int, arguments.share.split("/"))
-        _work(arguments.output, index, count, arguments.rehearse)
+        _work(arguments, index, count)
         return 0
     rows = _all_workers(arguments)
     _write(arguments.output, rows)
@@ -54,7 +56,8 @@ def main() -> int:
     forms = [row for row in rows if row["kind"] == "form"]
     tiles = [row for row in rows if row["kind"] == "tile"]
     print(f"forms: {_count(forms)}; tiles: {_count(tiles)}")
-    return 0 if forms and all(row["status"] == "ok" for row in forms) else 1
+    whole = arguments.no_forms or bool(forms)
+    return 0 if whole and all(row["status"] == "ok" for row in forms) else 1
 
 
 def right_tiles(path: Path) -> set[str] | None:
@@ -99,7 +102,9 @@ def _all_workers(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def _start(arguments: argparse.Namespace, log: Path, index: int) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "benchmarks.gpu.checks", "--output", str(log)]
     command += ["--share", f"{index}/{arguments.workers}"]
+    command += batch_arguments(arguments.dtype, arguments.only)
     command += ["--rehearse"] if arguments.rehearse else []
+    command += ["--no-forms"] if arguments.no_forms else []
     return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
@@ -121,13 +126,14 @@ def _mark_crash(log: Path) -> None:
             _append(log, {**row, "status": "crashed", "note": "the process died"})
 
 
-def _work(log: Path, index: int, count: int, rehearse: bool) -> None:
+def _work(arguments: argparse.Namespace, index: int, count: int) -> None:
     """Do a share of the tasks, but for those that the log has."""
     import torch
 
-    device = torch.device("cpu" if rehearse else "cuda")
+    device = torch.device("cpu" if arguments.rehearse else "cuda")
+    log: Path = arguments.output
     done = _read(log)
-    for number, task in enumerate(_tasks(device, rehearse)):
+    for number, task in enumerate(_tasks(device, arguments)):
         if number % count != index or number in done:
             continue
         row = {"number": number, "name": task.name, **task.facts}
@@ -161,15 +167,16 @@ def _is_lost(device: Any) -> bool:
     return False
 
 
-def _tasks(device: Any, rehearse: bool) -> Iterator[Task]:
+def _tasks(device: Any, arguments: argparse.Namespace) -> Iterator[Task]:
     import torch
 
-    from convmixer_fast.benchmarks.gpu.candidates import batches, tiles_for, tiny_batches
+    from convmixer_fast.benchmarks.gpu.candidates import chosen_batches, tiles_for
     from convmixer_fast.benchmarks.gpu.forms import check_tile, forms, tiny_forms
     from convmixer_fast.runtime.sweep import Trial
 
-    for form in tiny_forms() if rehearse else forms():
-        yield Task(form.name, {"kind": "form"}, form.check)
+    if not arguments.no_forms:
+        for form in tiny_forms() if arguments.rehearse else forms():
+            yield Task(form.name, {"kind": "form"}, form.check)
     made: dict[object, Trial] = {}  # the batch's that is being looked at: no more fit in memory
 
     def check(device: torch.device, batch: Any, tile: Any) -> Any:
@@ -178,8 +185,8 @@ def _tasks(device: Any, rehearse: bool) -> Iterator[Task]:
             made[batch] = Trial(batch.problem, batch.images, device)
         return check_tile(made[batch], tile)
 
-    for batch in tiny_batches() if rehearse else batches():
-        for tile in list(tiles_for(batch, device))[: 2 if rehearse else None]:
+    for batch in chosen_batches(arguments):
+        for tile in list(tiles_for(batch, device))[: 2 if arguments.rehearse else None]:
             yield Task(
                 f"{batch}: {tile}",
                 {"kind": "tile"},

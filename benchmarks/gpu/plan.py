@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-__all__ = ["DEVICE_TESTS", "PLANS", "SMALL_TESTS", "Step"]
+from convmixer_fast.benchmarks.gpu.options import batch_arguments
+
+__all__ = ["DEVICE_TESTS", "PLANS", "SMALL_TESTS", "Step", "sweep_steps"]
 
 RESTART = 75
 """The exit status of models after a candidate that took the device with it."""
@@ -98,6 +100,21 @@ _CUDA_TESTS = Step("cuda-tests", 60, _tests("cuda"), "tests.txt", _ALONE)
 _TESTS = Step("tests", 60, _tests("device and not cuda"), "tests.txt", _ALONE)
 _SANITIZE = Step("sanitize", 40, _module("sanitize"), "tests.txt")
 _NCU = Step("ncu", 50, _module("profile", output="ncu.txt"))
+
+
+def sweep_steps(dtype: str, only: str) -> tuple[Step, ...]:
+    """Return the steps that choose tiles: every one is compiled and checked, then timed.
+
+    Args:
+        dtype: 16-bit, by name.
+        only: what the name of a batch must have in it.
+    """
+    chosen = batch_arguments(dtype, only)
+    return (
+        Step("checks", 90, _module("checks", "--no-forms", *chosen, output="checks.json")),
+        Step("tiles", 80, _module("tiles", *chosen, output="tiles.json", checks="checks.json")),
+    )
+
 
 PLANS: Mapping[str, tuple[Step, ...]] = {
     "first": (

@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convmixer_fast.benchmarks.ceilings import Ceilings, measure_ceilings
-from convmixer_fast.benchmarks.environment import environment
-from convmixer_fast.benchmarks.gpu.candidates import Batch, batches, tiles_for, tiny_batches
+from convmixer_fast.benchmarks.environment import Environment, environment
+from convmixer_fast.benchmarks.gpu.candidates import Batch, chosen_batches, tiles_for
 from convmixer_fast.benchmarks.gpu.checks import right_tiles
+from convmixer_fast.benchmarks.gpu.options import add_batch_options
 from convmixer_fast.benchmarks.gpu.predictions import KERNELS
+from convmixer_fast.benchmarks.gpu.rows import table_row
 from convmixer_fast.benchmarks.work import Work, block_step
 from convmixer_fast.kernels.tuned import Problem
 from convmixer_fast.runtime.sweep import Trial, medians_on
@@ -28,32 +30,44 @@ _REPEATS = 20
 
 
 def main() -> int:
-    """Time them, and write what was found after each problem."""
+    """Time them, and write what was found after each batch; begun again, it goes on."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.tiles", description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="the JSON file of the results")
     parser.add_argument("--checks", type=Path, required=True, help="that of the checks")
     parser.add_argument("--seconds", type=float, default=60.0, help="no problem is begun later")
     parser.add_argument("--each", type=float, default=2.0, help="seconds of timing for a problem")
-    parser.add_argument("--rehearse", action="store_true", help="without a GPU, tiny")
+    add_batch_options(parser)
     arguments = parser.parse_args()
     deadline = time.monotonic() + arguments.seconds
     device = torch.device("cpu" if arguments.rehearse else "cuda")
     right = right_tiles(arguments.checks)
     ceilings = measure_ceilings(device, [torch.float16], seconds=0.5)
-    found: list[dict[str, Any]] = []
-    data = {
-        "environment": environment(device).to_json(),
-        "ceilings": ceilings.to_json(),
-        "problems": found,
-    }
-    for batch in tiny_batches() if arguments.rehearse else batches():
+    where = environment(device)
+    found = known_results(arguments.output, where)
+    data = {"environment": where.to_json(), "ceilings": ceilings.to_json(), "problems": found}
+    known = {result["batch"] for result in found}
+    for batch in chosen_batches(arguments):
+        if str(batch) in known:
+            continue
         if time.monotonic() > deadline:
             break
         result = _time(batch, device, right, arguments.each, ceilings)
         found.append(result)
         arguments.output.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         _show(result)
+        print(table_row(result, where), flush=True)
     return 0 if found else 1
+
+
+def known_results(path: Path, where: Environment) -> list[dict[str, Any]]:
+    """Return what an interrupted sweep has found under the same conditions."""
+    if not path.exists():
+        return []
+    data = json.loads(path.read_text(encoding="utf-8"))
+    if where.differing(Environment(**data["environment"])):
+        return []
+    problems: list[dict[str, Any]] = data["problems"]
+    return problems
 
 
 def problem_work(problem: Problem, images: int) -> Work:

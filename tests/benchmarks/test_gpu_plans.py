@@ -1,5 +1,6 @@
 """The two runs on a GPU, rehearsed without one."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -12,16 +13,24 @@ import torch
 
 pytest.importorskip("triton", reason="needs triton: pip install '.[triton]'")
 
+from typer.testing import CliRunner
+
+from convmixer_fast.benchmarks.__main__ import app
 from convmixer_fast.benchmarks.ceilings import Ceilings
+from convmixer_fast.benchmarks.environment import Environment, environment
 from convmixer_fast.benchmarks.gpu import __main__ as command
-from convmixer_fast.benchmarks.gpu import candidates, checks, inside, predictions, processes
+from convmixer_fast.benchmarks.gpu import candidates, checks, inside, predictions, processes, tiles
 from convmixer_fast.benchmarks.gpu import profile as ncu
 from convmixer_fast.benchmarks.gpu.forms import Finding
 from convmixer_fast.benchmarks.gpu.plan import PLANS, Step
+from convmixer_fast.benchmarks.gpu.rows import table_row
 from convmixer_fast.benchmarks.gpu.session import Session
 from convmixer_fast.benchmarks.model_cases import MODELS
 from convmixer_fast.benchmarks.results import read_results
 from convmixer_fast.benchmarks.work import Step as Pass
+from convmixer_fast.kernels.depthwise_toeplitz import ToeplitzTile
+from convmixer_fast.kernels.pointwise_pointers import PointerTile
+from convmixer_fast.kernels.tuned import Problem
 from tests.paths import ROOT
 
 
@@ -46,8 +55,8 @@ def test_rehearsal(plan, tmp_path):
     assert {row.dtype for row in rows} == {"float32", "float16", "bfloat16"}
     assert {row.provider for row in rows} == {"eager", "eager-nhwc", "ours-triton"}
     assert {row.status for row in rows} == {"ok"}, [row.note for row in rows]
-    tiles = json.loads((tmp_path / "tiles.json").read_text())["problems"]
-    assert [len(problem["tiles"]) > 1 for problem in tiles] == [True, True]
+    swept = json.loads((tmp_path / "tiles.json").read_text())["problems"]
+    assert [len(problem["tiles"]) > 1 for problem in swept] == [True, True]
     assert "device_s" in json.loads((tmp_path / "calls.json").read_text())["cases"][0]
     if plan == "first":
         assert json.loads((tmp_path / "inside.json").read_text())["models"][0]["kernels"]
@@ -188,6 +197,62 @@ def test_predictions_are_those_of_the_document():
     assert models == predictions.MODELS
     assert set(predictions.KERNELS) <= {str(batch) for batch in candidates.batches()}
     assert {name.split(",")[0] for name in predictions.MODELS} <= set(MODELS)
+
+
+def test_a_sweep_goes_on_and_prints_rows(tmp_path, capfd):
+    arguments = ["tune", "--output", str(tmp_path), "--rehearse", "--seconds", "120"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    out = capfd.readouterr().out
+    assert "forms: 0 of 0 right; tiles: 4 of 4 right" in out
+    data = json.loads((tmp_path / "tiles.json").read_text())
+    assert len(data["problems"]) == 2
+    for result in data["problems"]:
+        tile = result["tiles"][0]
+        assert f"# {result['batch']}: {1e6 * tile['seconds']:.1f} us, " in out
+    where = Environment(**data["environment"])
+    assert tiles.known_results(tmp_path / "tiles.json", where) == data["problems"]
+    other = dataclasses.replace(where, device="another")
+    assert tiles.known_results(tmp_path / "tiles.json", other) == []
+    assert tiles.known_results(tmp_path / "none.json", where) == []
+
+
+def test_the_sweep_needs_a_device(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    result = CliRunner().invoke(app, ["tune", "--output", "x"])
+    assert "tune needs a CUDA device" in str(result.exception)
+
+
+def test_rows_of_tables():
+    rows = [
+        {"kind": "ToeplitzTile", "tile": ToeplitzTile(16, 8)._asdict(), "seconds": 2e-6},
+        {"kind": "ToeplitzTile", "tile": ToeplitzTile(8, 8)._asdict(), "seconds": 3e-6},
+    ]
+    rows = [row | {"present": number == 1} for number, row in enumerate(rows)]
+    problem = Problem("depthwise_block", 2, 2, 8, 8, 3, "relu", "float16")
+    where = dataclasses.replace(environment(torch.device("cpu")), device="X", date="2026-01-02T")
+    result = {"batch": "b", "problem": problem._asdict(), "tiles": rows}
+    assert table_row(result, where) == (
+        "# b: 2.0 us, 1.50x the present tile's rate, X, 2026-01-02.\n"
+        f"Config(3, 8, 8, 0, 4, {ToeplitzTile(16, 8)!r}),"
+    )
+    product = {"kind": "PointerTile", "tile": PointerTile(32, 32, 16, 4, 1)._asdict()}
+    problem = Problem("pointwise_block", 16, 8, 4, 4, 1, "gelu", "float16")
+    row = product | {"seconds": 1e-6, "present": True}
+    result = {"batch": "b", "problem": problem._asdict(), "tiles": [row]}
+    tile = PointerTile(32, 32, 16, 4, 1)
+    assert table_row(result, where).endswith(f'Config(_EVERY, "16-bit", True, 16, 0, {tile!r}),')
+
+
+def test_batches_have_names():
+    names = [str(batch) for batch in candidates.batches()]
+    assert names[:2] == [
+        "depthwise 768 x 32x32 k7 relu, batch 64",
+        "pointwise 768 x 32x32 relu, batch 64",
+    ]
+    assert len(set(names)) == len(names) == 18
+    only = [str(batch) for batch in candidates.batches("bfloat16", "wise 768")]
+    assert only[0] == "depthwise 768 x 32x32 k7 relu bfloat16, batch 64"
+    assert len(only) == 6
 
 
 def test_candidates_are_few_enough():

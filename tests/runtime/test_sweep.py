@@ -1,14 +1,13 @@
 """The sweep over tiles, in Triton's interpreter or on a device, on tiny shapes."""
 
+import itertools
+
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
-from typer.testing import CliRunner
-
-from convmixer_fast.benchmarks.__main__ import app
-from convmixer_fast.benchmarks.tune import published_problems, sweep_row, sweep_table, title
+from convmixer_fast.benchmarks.gpu.candidates import published_problems
 from convmixer_fast.kernels import depthwise_block
 from convmixer_fast.kernels.candidates import depthwise_candidates, pointwise_candidates
 from convmixer_fast.kernels.depthwise_toeplitz import ToeplitzTile
@@ -34,10 +33,6 @@ def test_depthwise_sweep(monkeypatch):
     assert found.refused == {}
     assert list(found.seconds.values()) == sorted(found.seconds.values())
     assert said[-1] == f"depthwise_block {len(said)}/{len(said)}: {tiles[-1]}"
-    row = sweep_row(DEPTHWISE, 2, found, "a device")
-    assert row.endswith(f"Config(3, 8, 8, 0, 4, {found.best!r}),")
-    assert row.startswith("# depthwise_block: 2 x 8x8 k3 relu float16, batch 2: ")
-    assert sweep_table(DEPTHWISE, 2, found).row_count == len(found.seconds)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -47,8 +42,6 @@ def test_pointwise_sweep_names_what_fails(monkeypatch, dtype):
     found = sweep(POINTWISE._replace(dtype=dtype), 1, DEVICE, 0)
     assert set(found.seconds) == {found.present, tiles[0]}
     assert list(found.refused) == [tiles[1]]
-    row = sweep_row(POINTWISE, 1, found, "a device")
-    assert row.endswith(f'Config(_EVERY, "16-bit", True, 16, 0, {found.best!r}),')
 
 
 class Nothing:
@@ -76,10 +69,13 @@ def test_what_writes_nothing_is_refused(monkeypatch, launch, why):
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("problem", [*published_problems("float16")][:2], ids=lambda p: p.op)
-def test_real_candidates_on_a_device(problem):
+def test_real_candidates_on_a_device(monkeypatch, problem):
+    """The first few: all of them take minutes to compile, and are a step of ``make gpu-first``."""
+    for name in ("depthwise_candidates", "pointwise_candidates"):
+        real = getattr(sweeps, name)
+        monkeypatch.setattr(sweeps, name, lambda *args, real=real: itertools.islice(real(*args), 4))
     found = sweep(problem, 2, DEVICE, 0)
-    print(found.refused)
-    assert len(found.seconds) > 3
+    assert len(found.seconds) > 3, found.refused
 
 
 @pytest.mark.parametrize("image", [0, 2])
@@ -133,16 +129,3 @@ def test_candidates():
 def test_tuned_is_plain_data():
     tuned = Tuned(3, {DEPTHWISE: ToeplitzTile(16, 4), POINTWISE: TmaTile(64, 64, 64, False, 4, 3)})
     assert Tuned.from_json(tuned.to_json()) == tuned
-
-
-def test_published_problems():
-    assert [title(problem, 64) for problem in published_problems("float16")][:2] == [
-        "depthwise_block: 768 x 32x32 k7 relu float16, batch 64",
-        "pointwise_block: 768 x 32x32 relu float16, batch 64",
-    ]
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_the_command_needs_a_device():
-    result = CliRunner().invoke(app, ["tune"])
-    assert "tune needs a CUDA device" in str(result.exception)
