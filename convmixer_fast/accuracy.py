@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
+
+from convmixer_fast.models.outputs import named_tensors
 
 __all__ = ["LIMITS", "ieee_float32", "relative_error"]
 
@@ -17,12 +17,11 @@ LIMITS = {torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 def relative_error(found: object, truth: object) -> float:
     """Return the largest difference over the largest magnitude of ``truth``, over all tensors.
 
-    Both may be any structure of tensors (tuples, dictionaries ...) of the same form. A NaN
-    in either is an error of NaN, which is within no limit.
+    Both may be any structure of tensors (tuples, dictionaries, dataclasses ...) of the same form.
+    A NaN in either is an error of NaN, which is within no limit.
     """
     errors = [0.0]
-    for value, expected in zip(pytree.tree_leaves(found), pytree.tree_leaves(truth), strict=True):
-        assert isinstance(value, Tensor)
+    for (_, value), (_, expected) in zip(named_tensors(found), named_tensors(truth), strict=True):
         difference = (value.double() - expected.double()).abs().max()
         largest = expected.double().abs().max()
         errors.append(float(difference / largest if difference != 0 else difference))

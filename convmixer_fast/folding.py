@@ -12,7 +12,7 @@ This is the only place that knows BatchNorm's algebra.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from convmixer_fast.spec import (
     DTYPES,
+    Affine,
     BatchNorm,
     Block,
     ConvMixerSpec,
@@ -29,7 +30,6 @@ from convmixer_fast.spec import (
     FoldedConvMixer,
     FoldedLayer,
     Head,
-    Layer,
 )
 
 __all__ = ["fold"]
@@ -69,10 +69,15 @@ def fold(spec: ConvMixerSpec, dtype: torch.dtype | None = None) -> FoldedConvMix
     done: dict[tuple[object, ...], FoldedLayer] = {}
     layers = []
     for layer in spec.layers:
-        key = (*_identity(layer.depthwise), *_identity(layer.pointwise))
+        key = *_identity(layer.depthwise), *_identity(layer.pointwise)
+        key = *key, id(layer.branch), id(layer.entry)
         if key not in done:
-            depthwise, pointwise = _fold_layer(layer)
-            done[key] = FoldedLayer(rounded(depthwise), rounded(pointwise))
+            done[key] = FoldedLayer(
+                rounded(_fold_depthwise(layer.depthwise)),
+                rounded(_fold_block(layer.pointwise)),
+                copy.deepcopy(layer.branch),
+                copy.deepcopy(layer.entry),
+            )
         layers.append(done[key])
     if isinstance(spec.head, Head):
         cast = _caster(weights)
@@ -88,26 +93,47 @@ def fold(spec: ConvMixerSpec, dtype: torch.dtype | None = None) -> FoldedConvMix
         prefix=copy.deepcopy(spec.prefix),
         preprocess=copy.deepcopy(spec.preprocess),
         conditions=spec.conditions,
+        taps=spec.taps,
+        input_name=spec.input_name,
     )
 
 
 def _fold_block(block: Block) -> FoldedBlock:
-    scale, shift = _scale_shift(block.norm)
+    weight, bias = block.weight.double(), block.bias
+    inner_scale, inner_shift = _composed(block.inner)
+    bias = None if bias is None else bias.double()
+    if inner_scale is not None:
+        weight = weight * inner_scale.expand(len(weight))[:, None, None, None]
+        bias = None if bias is None else bias * inner_scale
+    if inner_shift is not None:
+        bias = inner_shift.expand(len(weight)) if bias is None else bias + inner_shift
+    scale, shift = _composed(block.norms)
     return FoldedBlock(
-        weight=block.weight.double(),
-        bias=None if block.bias is None else block.bias.double(),
-        scale=scale,
-        shift=shift,
+        weight=weight,
+        bias=bias,
+        scale=None if scale is None else scale.expand(len(weight)),
+        shift=None if shift is None else shift.expand(len(weight)),
         activation=block.activation,
     )
 
 
-def _fold_layer(layer: Layer) -> tuple[FoldedBlock, FoldedBlock]:
-    depthwise = _fold_block(layer.depthwise)
-    return (
-        replace(depthwise, weight=_odd(depthwise.weight)),
-        _fold_block(layer.pointwise),
-    )
+def _fold_depthwise(block: Block) -> FoldedBlock:
+    folded = _fold_block(block)
+    return replace(folded, weight=_odd(_dilated(folded.weight, block.dilation)))
+
+
+def _composed(norms: Iterable[BatchNorm | Affine]) -> tuple[Tensor | None, Tensor | None]:
+    """Return scale and shift of all of them, one after the other."""
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    for norm in norms:
+        s, t = (norm.scale, norm.shift) if isinstance(norm, Affine) else _scale_shift(norm)
+        if s is not None:
+            scale = s if scale is None else scale * s
+            shift = None if shift is None else shift * s
+        if t is not None:
+            shift = t if shift is None else shift + t
+    return scale, shift
 
 
 def _scale_shift(norm: BatchNorm) -> tuple[Tensor, Tensor]:
@@ -120,6 +146,16 @@ def _scale_shift(norm: BatchNorm) -> tuple[Tensor, Tensor]:
     return scale, shift
 
 
+def _dilated(weight: Tensor, dilation: int) -> Tensor:
+    # As a kernel of the size that it spans, with zeros between: what every backend and export has.
+    if dilation == 1:
+        return weight
+    channels, _, height, width = weight.shape
+    spread = weight.new_zeros(channels, 1, dilation * (height - 1) + 1, dilation * (width - 1) + 1)
+    spread[:, :, ::dilation, ::dilation] = weight
+    return spread
+
+
 def _odd(weight: Tensor) -> Tensor:
     # padding="same" gives an even kernel one more row and column after than before, as
     # an odd kernel has whose first row and column are zero.
@@ -127,9 +163,13 @@ def _odd(weight: Tensor) -> Tensor:
 
 
 def _identity(block: Block) -> tuple[object, ...]:
-    norm = block.norm
-    tensors = (block.weight, block.bias, norm.mean, norm.var, norm.weight, norm.bias)
-    return (*map(id, tensors), norm.eps, block.activation)
+    norms = [
+        (*map(id, (norm.scale, norm.shift)),)
+        if isinstance(norm, Affine)
+        else (*map(id, (norm.mean, norm.var, norm.weight, norm.bias)), norm.eps)
+        for norm in (*block.inner, *block.norms)
+    ]
+    return id(block.weight), id(block.bias), block.activation, len(block.inner), *norms
 
 
 def _caster(dtype: torch.dtype) -> Callable[[Tensor | None], Any]:

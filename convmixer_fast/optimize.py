@@ -25,6 +25,7 @@ def optimize(
     cuda_graphs: str | bool = "auto",
     static_output: bool = False,
     chunk: int | None = None,
+    in_training: str = "raise",
 ) -> FusedConvMixer:
     """Return a module that computes what ``model`` does, faster.
 
@@ -44,6 +45,9 @@ def optimize(
         chunk: on a GPU, how many images are computed at a time, which bounds the memory of
             activations; on an H100 it costs some 10 %. None computes all together, or as many as
             :meth:`FusedConvMixer.tune` found to be fastest.
+        in_training: what ``train()``, of the module or of one that it is a part of, does:
+            ``"raise"``: a call in training mode raises; ``"stay"``: it stays in eval mode, as the
+            frozen part of a module that is trained. No gradient flows into it either way.
 
     Returns:
         The optimized module, on the model's device, for inference only.
@@ -52,20 +56,27 @@ def optimize(
         TypeError: ``model`` is no module, or ``dtype`` none that the fused ops take.
         UnsupportedModelError: ``model`` is no ConvMixer in eval mode; says where it differs.
         ValueError: there is no backend of that name, ``example_input`` is not a tensor
-            (N, C, H, W), or ``cuda_graphs`` or ``chunk`` is none of its values.
+            (N, C, H, W), or ``cuda_graphs``, ``chunk`` or ``in_training`` is none of its values.
         BackendUnavailableError: the backend named cannot run here.
     """
     if cuda_graphs not in ("auto", True, False):
         raise ValueError(f"cuda_graphs must be 'auto', True or False, got {cuda_graphs!r}")
     if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
         raise ValueError(f"chunk must be None or a number of images, at least 1, got {chunk!r}")
+    if in_training not in ("raise", "stay"):
+        raise ValueError(f"in_training must be 'raise' or 'stay', got {in_training!r}")
     if isinstance(unwrap(model), FusedConvMixer):
         raise UnsupportedModelError("the model is optimized already; pass the one it was made from")
     # Not inference tensors, even when called under inference_mode().
     with torch.inference_mode(False), torch.no_grad():
         folded = fold(recognize(model, example_input), dtype)
         fused = FusedConvMixer(
-            folded, backend, cuda_graphs=cuda_graphs, static_output=static_output, chunk=chunk
+            folded,
+            backend,
+            cuda_graphs=cuda_graphs,
+            static_output=static_output,
+            chunk=chunk,
+            in_training=in_training,
         )
         if dtype is not None:
             # The source's own modules around the trunk follow, as by model.to(dtype).

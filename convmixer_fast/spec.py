@@ -9,12 +9,14 @@ only read.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 __all__ = [
     "DTYPES",
+    "Affine",
     "BatchNorm",
     "Block",
     "ConvMixerSpec",
@@ -43,6 +45,15 @@ class BatchNorm:
 
 
 @dataclass(frozen=True)
+class Affine:
+    """``v * scale + shift`` per channel: LayerScale, or BatchNorm frozen by hand."""
+
+    scale: Tensor | None
+    """(C,), or () for all channels; float64."""
+    shift: Tensor | None
+
+
+@dataclass(frozen=True)
 class Block:
     """Convolution, activation, BatchNorm: the unit of which a ConvMixer is made."""
 
@@ -51,7 +62,18 @@ class Block:
     bias: Tensor | None
     activation: str
     """A name of :data:`activations.ACTIVATIONS`."""
-    norm: BatchNorm
+    norms: tuple[BatchNorm | Affine, ...]
+    """What follows the activation, in its order."""
+    inner: tuple[BatchNorm | Affine, ...] = ()
+    """What stands between convolution and activation."""
+    dilation: int = 1
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Version 0.1 pickled one BatchNorm.
+        if "norm" in state:
+            state = {**state, "norms": (state["norm"],)}
+            del state["norm"]
+        self.__dict__.update(state)
 
 
 @dataclass(frozen=True)
@@ -60,6 +82,11 @@ class Layer:
 
     depthwise: Block
     pointwise: Block
+    branch: nn.Module | None = None
+    """The source's own graph of what stands between the depthwise block and the sum, such as
+    squeeze-and-excite: ``y = branch(depthwise(x)) + x``."""
+    entry: nn.Module | None = None
+    """The source's own graph of what stands before x, behind the layer before or the stem."""
 
 
 @dataclass(frozen=True)
@@ -107,14 +134,19 @@ class ConvMixerSpec:
     layers: tuple[Layer, ...]
     head: Head | nn.Module
     """A :class:`Head`, or where the source has another one, the source's own graph:
-    called with the features (N, C, H, W), then what ``preprocess`` returns besides the
-    stem's input, or where there is no ``preprocess`` the image."""
+    called with the features (N, C, H, W), then the outputs of ``taps``, then what
+    ``preprocess`` returns besides the stem's input, or where there is no ``preprocess`` the
+    image."""
     prefix: nn.Module | None
     """The source's own modules, untraced, that stand before everything else; None for none."""
     preprocess: nn.Module | None
     """The source's own graph of what stands before the stem: returns the stem's input, then
     what the head takes too. None where nothing does."""
     conditions: tuple[SizeCondition, ...]
+    taps: tuple[int, ...] = ()
+    """Steps before the last whose outputs the head takes too, rising: 0 is the stem, n layer n."""
+    input_name: str = "x"
+    """What the source's forward calls the image."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +166,14 @@ class FoldedLayer:
 
     depthwise: FoldedBlock
     pointwise: FoldedBlock
+    branch: nn.Module | None = None
+    """See :class:`Layer`; the depthwise op then adds nothing."""
+    entry: nn.Module | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is nothing but the two ops."""
+        return self.branch is None and self.entry is None
 
 
 @dataclass(frozen=True)
@@ -149,3 +189,5 @@ class FoldedConvMixer:
     prefix: nn.Module | None
     preprocess: nn.Module | None
     conditions: tuple[SizeCondition, ...]
+    taps: tuple[int, ...] = ()
+    input_name: str = "x"

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from convmixer_fast.accuracy import relative_error
 from convmixer_fast.errors import MismatchError, UnsupportedModelError
 from convmixer_fast.export.trace import Sizes
 from convmixer_fast.models.images import crop, to_input
+from convmixer_fast.models.outputs import named_tensors
 from convmixer_fast.models.preprocessing import Preprocessing
 
 __all__ = [
@@ -97,7 +97,7 @@ def check_outputs(
 
 def _truth(exact: nn.Module, images: Tensor) -> list[Tensor]:
     try:
-        return pytree.tree_leaves(exact(images.double()))
+        return [tensor for _, tensor in named_tensors(exact(images.double()))]
     except RuntimeError as error:
         raise UnsupportedModelError(
             f"the model does not run in float64, in which an export is checked ({error}): its own "

@@ -1,6 +1,6 @@
 """A folded ConvMixer as an ordinary module of PyTorch's own operations: what exporters trace."""
 
-from collections import OrderedDict
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ from convmixer_fast.activations import ACTIVATIONS
 from convmixer_fast.export.forms import Form
 from convmixer_fast.export.rescale import scales_forward
 from convmixer_fast.models.convmixer import POOLS
-from convmixer_fast.spec import FoldedBlock, FoldedConvMixer, Head
+from convmixer_fast.models.outputs import with_dictionaries
+from convmixer_fast.spec import FoldedBlock, FoldedConvMixer, FoldedLayer, Head
 
 __all__ = ["PlainConvMixer"]
 
@@ -39,17 +40,8 @@ class PlainConvMixer(nn.Module):
         self.prefix = folded.prefix
         self.preprocess = folded.preprocess
         self.stem = _Block(folded.stem, form)
-        self.layers = nn.Sequential(
-            *(
-                nn.Sequential(
-                    OrderedDict(
-                        depthwise=_Block(layer.depthwise, form, depthwise=True),
-                        pointwise=_Block(layer.pointwise, form),
-                    )
-                )
-                for layer in folded.layers
-            )
-        )
+        self.layers = nn.Sequential(*(_Layer(layer, form) for layer in folded.layers))
+        self.taps = folded.taps
         self.source_head: nn.Module | None = None
         self.classifier: nn.Linear | None = None
         if isinstance(folded.head, Head):
@@ -57,7 +49,8 @@ class PlainConvMixer(nn.Module):
             self.classifier = _linear(folded.head)
         else:
             self.source_head = folded.head
-        for modules in (self.prefix, self.preprocess, self.source_head):
+        layers = [(layer.entry, layer.branch) for layer in folded.layers]
+        for modules in (self.prefix, self.preprocess, self.source_head, *chain(*layers)):
             if modules is not None:
                 modules.to(self.dtype)
         self.requires_grad_(False).eval()
@@ -72,9 +65,15 @@ class PlainConvMixer(nn.Module):
             x, *rest = self.preprocess(x)
             extras = tuple(rest)
         # The source's own code may have its own idea of the dtype.
-        features = self.layers(self.stem(x.to(self.dtype)))
+        features = self.stem(x.to(self.dtype))
+        values = [features]
+        for layer in self.layers:
+            features = layer(features)
+            values.append(features)
         if self.source_head is not None:
-            outputs = self.source_head(features, *extras)
+            taps = [values[step] for step in self.taps]
+            # Exporters know no dataclasses.
+            outputs = with_dictionaries(self.source_head(features, *taps, *extras))
             return pytree.tree_map(_to_float32, outputs) if self.float32_io else outputs
         # Wide, because it costs next to nothing.
         out = POOLS[self.pool](features if self.pool == "" else features.float())
@@ -87,11 +86,32 @@ def _to_float32(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
+class _Layer(nn.Module):
+    """The two blocks of a layer, and what the source has before and between them."""
+
+    def __init__(self, layer: FoldedLayer, form: Form) -> None:
+        super().__init__()
+        self.entry, self.branch = layer.entry, layer.branch
+        self.depthwise = _Block(layer.depthwise, form, depthwise=True)
+        self.depthwise.residual = layer.branch is None
+        self.pointwise = _Block(layer.pointwise, form)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.entry is not None:
+            x = self.entry(x)
+        y: Tensor = self.depthwise(x)
+        if self.branch is not None:
+            y = self.branch(y) + x
+        out: Tensor = self.pointwise(y)
+        return out
+
+
 class _Block(nn.Module):
-    """``act(conv(x) + bias) * scale + shift``, plus x where it is depthwise."""
+    """``act(conv(x) + bias) * scale + shift``, plus x where it has a residual."""
 
     def __init__(self, block: FoldedBlock, form: Form, depthwise: bool = False) -> None:
         super().__init__()
+        self.residual = depthwise
         weight, bias, scale, shift = block.weight, block.bias, block.scale, block.shift
         positive = scale is not None and bool((scale > 0).all())
         activation = ACTIVATIONS[block.activation]
@@ -118,9 +138,9 @@ class _Block(nn.Module):
         )
         out = self.activation(out)
         if self.norm is None:
-            return out + x if self.depthwise else out
+            return out + x if self.residual else out
         wide: Tensor = self.norm(out.to(torch.promote_types(out.dtype, torch.float32)))
-        if self.depthwise:
+        if self.residual:
             wide = wide + x.to(wide.dtype)
         return wide.to(x.dtype)
 

@@ -18,13 +18,13 @@ def scales_forward(folded: FoldedConvMixer) -> FoldedConvMixer:
 
     With ``z = s v`` between two layers, ``w`` becomes ``w s`` in the depthwise convolution, whose
     scale and shift are divided by ``s`` because its residual is ``v``; the pointwise weights
-    take ``s`` back. A layer before which a scale is too small, or missing, stays as it is; so does
-    the last scale, which the head reads.
+    take ``s`` back. A layer before which a scale is too small, or missing, stays as it is; so do
+    one that holds modules of the source's own, and scales of what the head reads.
     """
     stem = before = folded.stem
     layers: list[FoldedLayer] = []
     for index, layer in enumerate(folded.layers):
-        scale = before.scale
+        scale = before.scale if layer.is_plain and index not in folded.taps else None
         if scale is not None and scale.abs().min() > _LEAST * scale.abs().max():
             bare = replace(before, scale=None, shift=_divided(before.shift, scale))
             if index == 0:

@@ -35,6 +35,8 @@ def plain_head(folded: FoldedConvMixer) -> Head:
     """
     others = {"prefix": folded.prefix, "preprocess": folded.preprocess}
     names = [name for name, module in others.items() if module is not None]
+    if not all(layer.is_plain for layer in folded.layers):
+        names.append("modules inside layers")
     if not isinstance(folded.head, Head):
         names.append("head")
     if names or not isinstance(folded.head, Head):

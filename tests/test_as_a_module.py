@@ -8,7 +8,6 @@ import threading
 import pytest
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from convmixer_fast import (
     ConvMixer,
@@ -18,8 +17,10 @@ from convmixer_fast import (
     optimize,
 )
 from convmixer_fast.accuracy import relative_error
+from convmixer_fast.models.outputs import named_tensors
 from convmixer_fast.models.randomize import randomize
 from tests.module_cases import assert_same
+from tests.variants import EVERY
 from tests.zoo import VARIATIONS, Trunk
 
 
@@ -115,18 +116,22 @@ def test_torch_export(fast, model, x, strict):
     ids=["deepcopy", "pickle"],
 )
 @pytest.mark.parametrize(
-    "name", ["reference", "two-heads", "segmentation-head", "normalized-in-front", "shared-layers"]
+    "name",
+    [
+        *("reference", "two-heads", "segmentation-head", "normalized-in-front", "shared-layers"),
+        *("maps-in-a-list", "squeeze-excite-twice", "like-transformers"),
+    ],
 )
 def test_copies(name, copier):
-    variation = VARIATIONS[name]
+    variation = EVERY[name]
     fast = optimize(variation.model())
     twin = copier(fast)
     x = variation.image()
     with torch.no_grad():
-        expected = pytree.tree_leaves(fast(x))
+        expected = named_tensors(fast(x))
         for parameter in fast.parameters():
             parameter.zero_()
-        for mine, theirs in zip(pytree.tree_leaves(twin(x)), expected, strict=True):
+        for (_, mine), (_, theirs) in zip(named_tensors(twin(x)), expected, strict=True):
             assert torch.equal(mine, theirs)
 
 
@@ -179,12 +184,35 @@ def test_several_python_threads(fast, model):
     assert not wrong
 
 
-def test_training_is_refused(fast):
+def test_training_is_refused(fast, x):
+    assert fast.train() is fast
     with pytest.raises(InferenceOnlyError, match="cannot be trained.*train the source model"):
-        fast.train()
-    with pytest.raises(InferenceOnlyError, match="cannot be trained"):
-        nn.Sequential(fast).train()
+        fast(x)
     assert fast.eval() is fast
+    fast(x)
+
+
+def test_a_parent_is_switched_as_a_whole(fast, x):
+    parent = nn.Sequential(nn.Dropout(), fast, nn.Dropout()).train()
+    assert [module.training for module in parent] == [True, True, True]
+    parent.eval()
+    assert not any(module.training for module in parent.modules())
+
+
+def test_a_frozen_part_of_what_is_trained(model, x):
+    frozen = optimize(model, in_training="stay")
+    head = nn.Linear(7, 2)
+    parent = nn.Sequential(frozen, head).train()
+    assert parent.training
+    assert not any(module.training for module in frozen.modules())
+    loss = parent(x).square().sum()
+    loss.backward()
+    assert head.weight.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in frozen.parameters())
+    again = pickle.loads(pickle.dumps(frozen)).train()
+    assert not again.training
+    with pytest.raises(ValueError, match="in_training must be 'raise' or 'stay', got 'never'"):
+        optimize(model, in_training="never")
 
 
 def test_gradients_are_refused(fast, x):

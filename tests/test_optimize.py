@@ -22,7 +22,7 @@ from convmixer_fast.models.randomize import randomize
 from convmixer_fast.runtime import backends
 from tests.module_cases import assert_same
 from tests.timm_models import timm_convmixer, timm_model
-from tests.zoo import VARIATIONS
+from tests.variants import EVERY
 
 
 @pytest.fixture
@@ -69,10 +69,10 @@ def assert_every_backend_as_accurate(model, images):
         assert worst[name] <= 2 * worst["eager"], worst
 
 
-@pytest.mark.parametrize("name", VARIATIONS)
+@pytest.mark.parametrize("name", EVERY)
 def test_variations_compute_the_same(name):
-    variation = VARIATIONS[name]
-    assert_every_backend_as_accurate(variation.model(), map(variation.image, range(12)))
+    variation = EVERY[name]
+    assert_every_backend_as_accurate(variation.model(), map(variation.image, range(32)))
 
 
 @pytest.mark.timm

@@ -7,6 +7,7 @@ Source: "Patches Are All You Need?", arXiv 2201.09792.
 
 from collections.abc import Callable, Sequence
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -152,6 +153,32 @@ class ConvMixerInterface(nn.Module):
             raise ValueError(f"layer indices must be within {depth} layers, got {wrong}")
         return {index % depth for index in indices}
 
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """Channels, pixels a position, and name of each layer, as timm's wrappers ask for them."""
+        patch = next(self.stem.parameters()).shape[2]
+        return [
+            {"num_chs": _channels_out(layer), "reduction": patch, "module": f"blocks.{index}"}
+            for index, layer in enumerate(self.blocks)
+        ]
+
+    def prune_intermediate_layers(
+        self,
+        indices: int | Sequence[int] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> list[int]:
+        """Drop the layers behind the last chosen one and, with ``prune_head``, the head.
+
+        Returns:
+            The chosen layers' indices, as :meth:`forward_intermediates` takes them.
+        """
+        chosen = sorted(self._layer_indices(indices))
+        self.blocks = nn.Sequential(*islice(self.blocks, chosen[-1] + 1))
+        if prune_head:
+            self.reset_classifier(0, "")
+        return chosen
+
     def get_classifier(self) -> nn.Module:
         """Return the last linear layer, or an ``nn.Identity`` where there is none."""
         return self.head
@@ -160,6 +187,11 @@ class ConvMixerInterface(nn.Module):
         """Replace the head by a newly initialised one; 0 classes leave the pooled features."""
         kept = self.global_pool.pool_type
         self._set_head(kept if global_pool is None else global_pool, num_classes)
+
+
+def _channels_out(layer: nn.Module) -> int:
+    *_, last = (parameter for parameter in layer.parameters() if parameter.dim() == 4)
+    return last.shape[0]
 
 
 class _Residual(nn.Module):

@@ -14,8 +14,10 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from convmixer_fast.errors import UnsupportedModelError
+from convmixer_fast.recognition.outputs import WRAPPED
 
 __all__ = [
+    "ONE_TENSOR",
     "Dataflow",
     "SourceGraph",
     "ancestors",
@@ -26,6 +28,9 @@ __all__ = [
     "refuse",
     "where",
 ]
+
+ONE_TENSOR = pytree.tree_structure(0)
+"""The structure of a result that is a single tensor."""
 
 _DROPOUTS = frozenset(
     (
@@ -61,6 +66,7 @@ def where(node: fx.Node) -> str:
     paths = [path for path, _ in stack.values() if isinstance(path, str)]
     # Exported names of the modules of a Sequential can carry torch.export's own prefix.
     path = paths[-1].removeprefix("L['self'].") if paths else ""
+    path = path.removeprefix(WRAPPED).removeprefix(".")
     return path or "the model's forward"
 
 
@@ -119,14 +125,15 @@ class Dataflow:
             node = node.args[0]
         return node
 
+    def uses(self, node: fx.Node) -> list[fx.Node]:
+        """List what uses the value of ``node``, and not just its shape or dtype."""
+        return [u for u in node.users if op_name(u) not in ("sym_size", "_assert_tensor_metadata")]
+
     def consumers(self, node: fx.Node) -> list[fx.Node]:
         """List what uses the value of ``node``, through identities, in the graph's order."""
         found: list[fx.Node] = []
-        for user in node.users:
-            if self.is_identity(user):
-                found.extend(self.consumers(user))
-            elif op_name(user) not in ("sym_size", "_assert_tensor_metadata"):
-                found.append(user)
+        for user in self.uses(node):
+            found.extend(self.consumers(user) if self.is_identity(user) else [user])
         return sorted(dict.fromkeys(found), key=self.order.__getitem__)
 
     def parameter(self, node: fx.Node) -> Tensor | None:

@@ -9,18 +9,40 @@ become modules that run the source's own graph.
 """
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from torch import Tensor, fx, nn
 
-from convmixer_fast.activations import ACTIVATIONS
 from convmixer_fast.errors import UnsupportedModelError
-from convmixer_fast.recognition.aten_graph import Dataflow, arguments, op_name, refuse, where
+from convmixer_fast.recognition.activation_forms import find_activation
+from convmixer_fast.recognition.aten_graph import (
+    ONE_TENSOR,
+    Dataflow,
+    SourceGraph,
+    ancestors,
+    arguments,
+    extract,
+    needs,
+    op_name,
+    refuse,
+    where,
+)
+from convmixer_fast.recognition.blocks import (
+    DEPTHWISE,
+    PATCH,
+    POINTWISE,
+    BlockReader,
+    describe,
+    is_depthwise,
+    is_grouped,
+    is_patch,
+    is_pointwise,
+)
+from convmixer_fast.recognition.outputs import WithDataclasses
 from convmixer_fast.recognition.surroundings import surroundings
 from convmixer_fast.recognition.tracing import trace
-from convmixer_fast.spec import BatchNorm, Block, ConvMixerSpec, Layer
+from convmixer_fast.spec import ConvMixerSpec, Layer
 
 __all__ = ["recognize"]
 
@@ -51,16 +73,20 @@ def recognize(model: nn.Module, example_input: Tensor | None = None) -> ConvMixe
             f"the model's own code fixes the size of its input ({', '.join(fixed)} when traced on "
             "a guessed one, as int(x.shape[i]) does); pass example_input= with the size to be used"
         )
-    head, preprocess = surroundings(
-        flow, trunk.stem_conv, trunk.value, trunk.inside, bool(trunk.layers)
-    )
+    around = surroundings(flow, trunk.stem_conv, trunk.values, trunk.inside)
+    head = around.head
+    if traced.types and isinstance(head, nn.Module):  # what is put together is no plain head
+        head = WithDataclasses(head, traced.types)
     return ConvMixerSpec(
         stem=trunk.stem,
-        layers=tuple(trunk.layers),
+        # Those behind the last one that is used are not.
+        layers=tuple(trunk.layers[: around.steps]),
         head=head,
         prefix=traced.prefix,
-        preprocess=preprocess,
+        preprocess=around.preprocess,
         conditions=traced.conditions,
+        taps=around.taps,
+        input_name=traced.input_name,
     )
 
 
@@ -88,227 +114,166 @@ def _refuse_training(flow: Dataflow) -> None:
             )
 
 
-@dataclass(frozen=True)
-class _Convolution:
-    """A conv2d node's arguments, with ``padding`` as (before, after) of height and of width."""
-
-    weight: Tensor
-    bias: Tensor | None
-    stride: tuple[int, int]
-    padding: tuple[tuple[int, int], tuple[int, int]]
-    dilation: tuple[int, int]
-    groups: int
-
-    @property
-    def kernel(self) -> tuple[int, int]:
-        return (self.weight.shape[2], self.weight.shape[3])
-
-    def __str__(self) -> str:
-        return (
-            f"a convolution of kernel {self.kernel}, stride {self.stride}, padding {self.padding}, "
-            f"dilation {self.dilation}, groups {self.groups}, "
-            f"{self.weight.shape[1] * self.groups} to {self.weight.shape[0]} channels"
-        )
-
-
 class _Trunk:
     """Stem and layers, found by following the value from the image on.
 
-    ``value`` ends as the last layer's output; ``inside`` holds the nodes on the way
-    to it, whose values nothing else may use.
+    ``values`` are the outputs of the stem and of each layer; ``inside`` holds the nodes on the way
+    to the last, whose values nothing else may use but those of ``values``.
     """
 
     def __init__(self, flow: Dataflow) -> None:
         self.flow = flow
-        self.inside: set[fx.Node] = set()
+        self._reader = BlockReader(flow)
         self.layers: list[Layer] = []
-        self._at = "stem"
         self.stem_conv = self._first_convolution()
-        self.stem, self.value = self._block(self.stem_conv, _is_patch, _PATCH)
-        while (start := self._layer_start()) is not None:
-            self._layer(start)
+        self.stem, value, self.inside = self._reader.read("stem", self.stem_conv, is_patch, PATCH)
+        self.values = [value]
+        while (found := self._next_layer()) is not None:
+            self.layers.append(found.layer)
+            self.inside |= {self.values[-1], *found.inside}
+            self.values.append(found.value)
 
     def _first_convolution(self) -> fx.Node:
         for node in self.flow.nodes:
             if op_name(node) in _CONVOLUTIONS and node in self.flow.depends_on_image:
                 return node
-        refuse("the model", _PATCH, "no convolution that depends on the image")
+        refuse("the model", PATCH, "no convolution that depends on the image")
 
-    def _layer_start(self) -> fx.Node | None:
-        """Return the depthwise convolution that starts the next layer, or None at the head."""
-        consumers = self.flow.consumers(self.value)
-        for node in consumers:
-            if _is_grouped(node) or (self._width() == 1 and op_name(node) == "conv2d"):
-                return node
-        # The head may hold convolutions of its own, but what has the marks of a
-        # ConvMixer layer must be one: running it unfused would be a silent slow path.
-        for node in self.flow.nodes[self.flow.order[self.value] + 1 :]:
-            if _is_batch_norm_2d(node) or _is_grouped(node):
-                first = consumers[0] if consumers else node
-                self._at = f"layer {len(self.layers)}"
-                self._fail(
-                    first,
-                    f"{_DEPTHWISE}, or the head",
-                    f"{_describe(first)}, and later {_describe(node)} in {where(node)}",
-                )
+    def _next_layer(self) -> "_Found | None":
+        """Return the layer that comes next, or None where the head does."""
+        value = self.values[-1]
+        for node in self.flow.consumers(value):
+            if self._is_candidate(node) and (not self.layers or self._is_claimed(node, value)):
+                return self._layer(node, value)
+        self._refuse_layers_of_other_kinds(value)
+        # Behind something of the source's own: that is run as it is.
+        first_failure: UnsupportedModelError | None = None
+        for node in self.flow.nodes[self.flow.order[value] + 1 :]:
+            if not is_grouped(node) or node not in self.flow.depends_on_image:
+                continue
+            start = self.flow.source(node.args[0])
+            if start is value or not self._is_made_of(start, value):
+                continue
+            try:
+                found = self._layer(node, start)
+            except UnsupportedModelError as failure:
+                first_failure = first_failure or failure
+                continue
+            return self._behind(value, start, found)
+        if not self.layers and first_failure is not None:
+            raise first_failure
         return None
 
-    def _layer(self, start: fx.Node) -> None:
-        index, source = len(self.layers), self.value
-        self._at = f"layer {index}, depthwise"
-        depthwise, value = self._block(start, _is_depthwise, _DEPTHWISE)
-        add = self._only_consumer(value, _RESIDUAL)
-        operands = {self.flow.source(operand) for operand in add.args[:2]}
-        if op_name(add) not in ("add", "add_") or operands != {value, source}:
-            self._fail(add, _RESIDUAL, _describe(add))
-        if arguments(add)["alpha"] != 1:
-            self._fail(add, _RESIDUAL, f"a sum weighted by {arguments(add)['alpha']}")
-        extra = [node for node in self.flow.consumers(source) if node not in (start, add)]
-        if extra:
-            self._fail(
-                extra[0], "a layer's input to be used by that layer alone", _describe(extra[0])
-            )
-        self.inside.update((source, add))
-        self._at = f"layer {index}, pointwise"
-        conv = self._only_consumer(add, _POINTWISE)
-        pointwise, self.value = self._block(conv, _is_pointwise, _POINTWISE)
-        self.layers.append(Layer(depthwise, pointwise))
+    def _is_candidate(self, node: fx.Node) -> bool:
+        width = self.values[-1].meta["val"].shape[1]
+        return is_grouped(node) or (width == 1 and op_name(node) == "conv2d")
 
-    def _block(
-        self, node: fx.Node, is_right: Callable[[_Convolution], bool], expected: str
-    ) -> tuple[Block, fx.Node]:
-        """Read convolution, activation and BatchNorm; return them and the BatchNorm's node."""
-        conv = self._convolution(node, expected)
-        if not is_right(conv):
-            self._fail(node, expected, str(conv))
-        activation = self._only_consumer(node, _ACTIVATION)
-        kind = _activation(activation)
-        if kind is None:
-            self._fail(activation, _ACTIVATION, _describe(activation))
-        norm = self._only_consumer(activation, "BatchNorm")
-        if op_name(norm) != "batch_norm":
-            self._fail(norm, "BatchNorm", _describe(norm))
-        self.inside.update((node, activation))
-        given = {
-            name: self._constant(norm, value)
-            for name, value in arguments(norm).items()
-            if name not in ("input", "training")
-        }
-        batch_norm = BatchNorm(
-            mean=given["running_mean"],
-            var=given["running_var"],
-            weight=given["weight"],
-            bias=given["bias"],
-            eps=float(given["eps"]),
-        )
-        return Block(conv.weight, conv.bias, kind, batch_norm), norm
+    def _is_claimed(self, node: fx.Node, value: fx.Node) -> bool:
+        """Whether what begins with the convolution ``node`` is a layer, or one gone wrong.
 
-    def _convolution(self, node: fx.Node, expected: str) -> _Convolution:
-        if op_name(node) != "conv2d":
-            self._fail(node, expected, _describe(node))
-        given = arguments(node)
-        weight = self._constant(node, given["weight"])
-        stride, dilation = _pair(given["stride"]), _pair(given["dilation"])
-        if given["padding"] == "same":
-            total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-            before = (total[0] // 2, total[1] // 2)
-            after = (total[0] - before[0], total[1] - before[1])
-        else:
-            before = after = (0, 0) if given["padding"] == "valid" else _pair(given["padding"])
-        return _Convolution(
-            weight=weight,
-            bias=self._constant(node, given["bias"]),
-            stride=stride,
-            padding=((before[0], after[0]), (before[1], after[1])),
-            dilation=dilation,
-            groups=given["groups"],
-        )
+        It has a layer's marks: activation and BatchNorm, or the sum with its input.
+        """
+        found = find_activation(self.flow, node)
+        if found is not None:
+            followers = self.flow.consumers(found[1])
+            if any(op_name(follower) == "batch_norm" for follower in followers):
+                return True
+        return self._has_residual(value, {node})
 
-    def _constant(self, node: fx.Node, value: Any) -> Any:
-        if not self.flow.is_constant(value):
-            self._fail(node, "constant weights", "weights that depend on the image")
-        if self.flow.is_written(value):
-            self._fail(node, "constant weights", "weights that the model's forward writes into")
-        return self.flow.constant(value)
+    def _has_residual(self, value: fx.Node, through: set[fx.Node]) -> bool:
+        """Whether ``value`` is added to something that is made of it by one of ``through``."""
+        for add in self.flow.consumers(value):
+            if op_name(add).rstrip("_") == "add":
+                branch = needs([value], [node for node in add.all_input_nodes if node is not value])
+                if branch & through:
+                    return True
+        return False
 
-    def _only_consumer(self, node: fx.Node, expected: str) -> fx.Node:
-        consumers = self.flow.consumers(node)
-        if not consumers:
-            self._fail(node, f"{expected} after {_describe(node)}", "nothing")
-        if len(consumers) > 1:
-            self._fail(
-                consumers[1],
-                f"{expected} alone after {_describe(node)}",
-                f"also {_describe(consumers[1])}",
-            )
-        return consumers[0]
+    def _refuse_layers_of_other_kinds(self, value: fx.Node) -> None:
+        """Refuse what has the marks of a ConvMixer's layer: unfused it would be a slow path.
 
-    def _width(self) -> int:
-        return int(self.value.meta["val"].shape[1])
+        That is a branch whose first convolution is depthwise and that its input is added to, or
+        one of convolution, activation and BatchNorm.
+        """
+        consumers = self.flow.consumers(value)
+        for node in self.flow.nodes[self.flow.order[value] + 1 :]:
+            if op_name(node) != "conv2d" or node not in self.flow.depends_on_image:
+                continue
+            before = needs([value], [node.args[0]])
+            if value not in before or any(map(_is_convolution, before - {value})):
+                continue
+            if self._has_residual(value, {node}) and (is_grouped(node) or self._is_block(node)):
+                first = consumers[0]
+                expected = f"{DEPTHWISE}, or the head"
+                found = f"{describe(first)}, and later {describe(node)} in {where(node)}"
+                self._reader.fail(f"layer {len(self.layers)}", first, expected, found)
 
-    def _fail(self, node: fx.Node, expected: str, found: str) -> NoReturn:
-        refuse(f"{self._at} ({where(node)})", expected, found)
+    def _is_block(self, node: fx.Node) -> bool:
+        found = find_activation(self.flow, node)
+        followers = self.flow.consumers(found[1]) if found is not None else []
+        return len(followers) == 1 and op_name(followers[0]) == "batch_norm"
+
+    def _behind(self, value: fx.Node, start: fx.Node, found: "_Found") -> "_Found":
+        """Return a layer with what stands between ``value`` and its input ``start``."""
+        flow = self.flow
+        writes = [
+            node
+            for node in flow.writes(flow.order[value], flow.order[start])
+            if value in ancestors(node)
+        ]
+        entry = extract(flow, [value], [start], writes, ONE_TENSOR)
+        between = needs([value], [start, *writes]) & flow.depends_on_image
+        inside = found.inside | (between - {value})
+        return _Found(replace(found.layer, entry=entry), found.value, inside)
+
+    def _layer(self, start: fx.Node, source: fx.Node) -> "_Found":
+        """Read the layer whose depthwise convolution is ``start``, of ``source``."""
+        reader, at = self._reader, f"layer {len(self.layers)}, depthwise"
+        depthwise, value, inside = reader.read(at, start, is_depthwise, DEPTHWISE)
+        add, branch = self._sum(at, value, source)
+        inside |= (needs([value, source], [add]) & self.flow.depends_on_image) - {source}
+        at = f"layer {len(self.layers)}, pointwise"
+        conv = reader.only_consumer(at, add, POINTWISE)
+        pointwise, value, more = reader.read(at, conv, is_pointwise, POINTWISE)
+        return _Found(Layer(depthwise, pointwise, branch), value, inside | more)
+
+    def _sum(self, at: str, value: fx.Node, source: fx.Node) -> tuple[fx.Node, SourceGraph | None]:
+        """Return the residual sum behind a depthwise block, and what stands between them."""
+        for add in self.flow.consumers(source):
+            operands = {self.flow.source(operand) for operand in add.args[:2]}
+            if op_name(add).rstrip("_") != "add" or source not in operands:
+                continue
+            others = list(operands - {source})
+            if len(others) != 1 or not self._is_made_of(others[0], value):
+                continue
+            if arguments(add)["alpha"] != 1:
+                found = f"a sum weighted by {arguments(add)['alpha']}"
+                self._reader.fail(at, add, _RESIDUAL, found)
+            if others[0] is value:
+                return add, None
+            return add, extract(self.flow, [value], others, structure=ONE_TENSOR)
+        follower = self._reader.only_consumer(at, value, _RESIDUAL)
+        self._reader.fail(at, follower, _RESIDUAL, describe(follower))
+
+    def _is_made_of(self, node: Any, value: fx.Node) -> bool:
+        """Whether ``node`` is computed from ``value``, and otherwise from constants alone."""
+        between = needs([value], [node])
+        return value in between and self.flow.image not in between
+
+
+class _Found(NamedTuple):
+    """A layer in the graph."""
+
+    layer: Layer
+    value: fx.Node
+    """Its output."""
+    inside: set[fx.Node]
+    """The nodes before that."""
 
 
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose2d", "convolution")
-_PATCH = "a patch convolution (stride = kernel size, no padding, one group)"
-_DEPTHWISE = (
-    "a depthwise convolution (groups = channels, square kernel, stride 1, padded to the same size)"
-)
-_POINTWISE = "a pointwise convolution (1 x 1, stride 1, one group)"
 _RESIDUAL = "the sum with the layer's input"
-_ACTIVATION = "an activation (ReLU or GELU)"
-_NO_PADDING = ((0, 0), (0, 0))
 
 
-def _is_patch(conv: _Convolution) -> bool:
-    return (conv.stride, conv.padding, conv.dilation, conv.groups) == (
-        conv.kernel,
-        _NO_PADDING,
-        (1, 1),
-        1,
-    )
-
-
-def _is_depthwise(conv: _Convolution) -> bool:
-    size = conv.kernel[0]
-    padding = ((size - 1) // 2, size // 2)
-    return (
-        conv.kernel == (size, size)
-        and conv.weight.shape[:2] == (conv.groups, 1)
-        and (conv.stride, conv.padding, conv.dilation) == ((1, 1), (padding, padding), (1, 1))
-    )
-
-
-def _is_pointwise(conv: _Convolution) -> bool:
-    return (conv.kernel, conv.stride, conv.padding, conv.groups) == ((1, 1), (1, 1), _NO_PADDING, 1)
-
-
-def _is_batch_norm_2d(node: fx.Node) -> bool:
-    return op_name(node) == "batch_norm" and node.meta["val"].dim() == 4
-
-
-def _is_grouped(node: fx.Node) -> bool:
-    return op_name(node) == "conv2d" and arguments(node)["groups"] > 1
-
-
-def _activation(node: fx.Node) -> str | None:
-    operation = op_name(node).rstrip("_")
-    for name, row in ACTIVATIONS.items():
-        if row.aten == operation:
-            found = arguments(node)
-            if all(found[key] == value for key, value in row.aten_arguments.items()):
-                return name
-    return None
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    values = list(value) if isinstance(value, Sequence) else [value]
-    return (values[0], values[-1])
-
-
-def _describe(node: fx.Node) -> str:
-    if node.op == "output":
-        return "the model's output"
-    name = op_name(node).rstrip("_")
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name} operation"
+def _is_convolution(node: fx.Node) -> bool:
+    return op_name(node) in _CONVOLUTIONS

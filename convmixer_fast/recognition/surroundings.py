@@ -1,6 +1,7 @@
 """What stands around a recognised trunk: a plain head as data, everything else as source graphs."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,48 +19,60 @@ from convmixer_fast.recognition.aten_graph import (
 )
 from convmixer_fast.spec import Head
 
-__all__ = ["surroundings"]
+__all__ = ["Surroundings", "surroundings"]
+
+
+class Surroundings(NamedTuple):
+    """What :func:`surroundings` found."""
+
+    steps: int
+    """How many layers are used."""
+    head: Head | nn.Module
+    taps: tuple[int, ...]
+    """Steps before the last that the head takes too."""
+    preprocess: nn.Module | None
+    """Returns the stem's input, then what else the head takes: the image, or values made of it
+    before the stem. None where nothing stands before the stem."""
 
 
 def surroundings(
-    flow: Dataflow,
-    stem_conv: fx.Node,
-    features: fx.Node,
-    inside: set[fx.Node],
-    has_layers: bool,
-) -> tuple[Head | nn.Module, nn.Module | None]:
-    """Return the head, and the graph of what stands before the stem, None where nothing does.
-
-    The latter returns the stem's input, then what else the head takes: the image, or values
-    made of it before the stem. Nothing is computed, or written, twice.
+    flow: Dataflow, stem_conv: fx.Node, values: Sequence[fx.Node], inside: set[fx.Node]
+) -> Surroundings:
+    """Return the head, and what stands before the stem. Nothing is computed, or written, twice.
 
     Args:
         flow: the graph.
         stem_conv: the first convolution.
-        features: the last layer's output.
-        inside: the nodes between the two, whose values the head may not use.
-        has_layers: whether there are any; with none, only a plain head makes a ConvMixer.
+        values: the outputs of the stem and of each layer.
+        inside: the nodes from the stem to the last layer's output.
 
     Raises:
-        UnsupportedModelError: the head uses a value inside the layers, or there is nothing
+        UnsupportedModelError: the head uses a value inside a layer, or there is nothing
             of a ConvMixer after the stem.
     """
     source = stem_conv.args[0]
     assert isinstance(source, fx.Node)
     before = flow.writes(0, flow.order[stem_conv])
-    head: Head | nn.Module | None = _plain_head(flow, features)
-    extras: list[fx.Node] = []
-    if head is None:
-        if not has_layers:
-            refuse(
-                f"layer 0 ({where(features)})",
-                "a depthwise convolution, or global pooling",
-                "neither after the stem",
-            )
-        head, extras = _source_head(flow, stem_conv, features, inside)
-    if source is flow.image and not before and set(extras) <= {flow.image}:
-        return head, None
-    return head, extract(flow, [flow.image], [source, *extras], before)
+    head = _plain_head(flow, values[-1])
+    if head is not None:
+        rest = _preprocess(flow, source, [], before)
+        return Surroundings(len(values) - 1, head, (), rest)
+    if len(values) == 1:
+        refuse(
+            f"layer 0 ({where(values[0])})",
+            "a depthwise convolution, or global pooling",
+            "neither after the stem",
+        )
+    steps, source_head, taps, extras = _source_head(flow, stem_conv, values, inside)
+    return Surroundings(steps, source_head, taps, _preprocess(flow, source, extras, before))
+
+
+def _preprocess(
+    flow: Dataflow, source: fx.Node, extras: Sequence[fx.Node], writes: Sequence[fx.Node]
+) -> nn.Module | None:
+    if source is flow.image and not writes and set(extras) <= {flow.image}:
+        return None
+    return extract(flow, [flow.image], [source, *extras], writes)
 
 
 def _outputs(flow: Dataflow) -> list[Any]:
@@ -67,12 +80,20 @@ def _outputs(flow: Dataflow) -> list[Any]:
 
 
 def _source_head(
-    flow: Dataflow, stem_conv: fx.Node, features: fx.Node, inside: set[fx.Node]
-) -> tuple[nn.Module, list[fx.Node]]:
-    """Return the head as the source's own graph, and what it takes besides the features."""
+    flow: Dataflow, stem_conv: fx.Node, values: Sequence[fx.Node], inside: set[fx.Node]
+) -> tuple[int, nn.Module, tuple[int, ...], list[fx.Node]]:
+    """Return the layers that are used, the head as the source's own graph, and what that takes.
+
+    That is the last of those layers' output, those of other steps, and other values.
+    """
     start = flow.order[stem_conv]
-    writes = flow.writes(flow.order[features], len(flow.nodes))
-    outputs = _outputs(flow)
+    writes = [
+        node
+        for node in flow.writes(flow.order[values[0]], len(flow.nodes))
+        if node not in inside and node not in values
+    ]
+    _refuse_early_writes(flow, writes, values, inside)
+    wanted = [*_outputs(flow), *writes]
 
     def is_extra(node: fx.Node) -> bool:
         # Sizes are computed anew, from the image; tensors made before the stem are handed on.
@@ -84,18 +105,45 @@ def _source_head(
         )
 
     extras = [node for node in flow.nodes if is_extra(node)]
-    used = needs([features, *extras], [*outputs, *writes])
-    taken = sorted(used & inside, key=flow.order.__getitem__)
+    used = needs([*values, *extras], wanted)
+    taken = sorted(used & inside - set(values), key=flow.order.__getitem__)
     if taken:
         refuse(
             where(taken[0]),
-            "a head that uses the last layer's output alone",
+            "a head that uses the layers' outputs alone",
             "one that uses a value inside the layers as well",
         )
+    steps = [step for step, value in enumerate(values) if value in used] or [0]
+    last, taps = steps[-1], tuple(steps[:-1])
     # The image is what a head takes where nothing stands before the stem.
     extras = [node for node in extras if node in used] or [flow.image]
-    structure = flow.program.call_spec.out_spec
-    return extract(flow, [features, *extras], outputs, writes, structure), extras
+    inputs = [values[last], *(values[step] for step in taps), *extras]
+    head = extract(flow, inputs, _outputs(flow), writes, flow.program.call_spec.out_spec)
+    return last, head, taps, extras
+
+
+_VIEWS = frozenset(
+    """alias chunk detach expand flatten getitem narrow permute reshape select slice split squeeze
+    t transpose unbind unflatten unfold unsqueeze view""".split()  # noqa: SIM905
+)
+
+
+def _refuse_early_writes(
+    flow: Dataflow, writes: Sequence[fx.Node], values: Sequence[fx.Node], inside: set[fx.Node]
+) -> None:
+    """Refuse a head that writes into what the layers have yet to read."""
+    for write in writes:
+        if flow.order[write] > flow.order[values[-1]]:
+            continue
+        target: Any = write.args[0]
+        while isinstance(target, fx.Node) and op_name(target) in _VIEWS:
+            target = target.args[0]
+        if target in inside or target in values:
+            refuse(
+                where(write),
+                "layers whose values nothing else writes into",
+                f"{op_name(write)} on one of them",
+            )
 
 
 # What pooling is written with. Anything else may agree with it on random maps alone.

@@ -6,6 +6,7 @@ module's own weights. The source module is only read.
 
 import contextlib
 import copy
+import inspect
 import io
 import logging
 import os
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from convmixer_fast.errors import UnsupportedModelError
+from convmixer_fast.recognition.outputs import PlainOutputs
 from convmixer_fast.spec import SizeCondition
 
 __all__ = ["Trace", "trace", "unwrap"]
@@ -40,6 +42,10 @@ class Trace:
     """Input sizes for which the graph is what the module computes."""
     guessed: bool
     """Whether the input was guessed rather than given."""
+    input_name: str
+    """What the module's forward calls the image."""
+    types: tuple[type, ...]
+    """Dataclasses in what it returns: see :class:`outputs.PlainOutputs`; () for none."""
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -76,6 +82,7 @@ def trace(model: nn.Module, example_input: Tensor | None = None) -> Trace:
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
     model = unwrap(model)
     _refuse_opaque(model)
+    name = _input_name(model)
     prefix, body = _split_prefix(model)
     if example_input is not None:
         if not isinstance(example_input, Tensor) or example_input.dim() != 4:
@@ -86,18 +93,61 @@ def trace(model: nn.Module, example_input: Tensor | None = None) -> Trace:
                 example_input = prefix(example_input)
         # Only the shape matters, and a batch of 1 would be taken for a constant.
         example_input = example_input.new_zeros((2, *example_input.shape[1:]))
-        return _finish(_export(body, example_input), prefix)
-    first_error: Exception | None = None
+        return _finish(_exported(body, example_input), prefix, name)
+    failures: list[UnsupportedModelError] = []
     for candidate in _candidate_inputs(body):
         try:
-            program = _export(body, candidate)
+            exported = _exported(body, candidate)
         except UnsupportedModelError as error:
-            first_error = first_error or error
+            failures.append(error)
             continue
-        return _finish(program, prefix, guessed=True)
-    raise UnsupportedModelError(
-        f"{first_error}; if the model takes images of a particular size, pass example_input="
+        return _finish(exported, prefix, name, guessed=True)
+    raise UnsupportedModelError(f"{failures[0]}{_advice(body, failures)}")
+
+
+def _input_name(model: nn.Module) -> str:
+    """Return what ``model`` calls its image.
+
+    Raises:
+        UnsupportedModelError: it must be given more than one input.
+    """
+    parameters = inspect.signature(model.forward).parameters.values()
+    of_any_number = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    named = [p for p in parameters if p.kind not in of_any_number]
+    needed = [p.name for p in named if p.default is inspect.Parameter.empty]
+    if len(needed) > 1:
+        raise UnsupportedModelError(
+            f"expected a model of one input, a batch of images (N, C, H, W), found one of "
+            f"{len(needed)}: {', '.join(needed)}; pass a module that calls it with the others fixed"
+        )
+    return next((p.name for p in named if p.kind is not p.KEYWORD_ONLY), "x")
+
+
+def _advice(model: nn.Module, failures: list[UnsupportedModelError]) -> str:
+    """Say what could help where no guessed input could be traced."""
+    causes = [failure.__cause__ for failure in failures]
+    if any(_depends_on_values(cause) for cause in causes):
+        return (
+            "; its code takes a path by the values of the image, which one graph cannot do: pass "
+            "the part of the model that does not"
+        )
+    example = next(_candidate_inputs(model))[0]
+    try:
+        _export(model, example)
+    except UnsupportedModelError:
+        # What any size would meet is no matter of size.
+        if all(isinstance(cause, TypeError | AttributeError | NameError) for cause in causes):
+            return ""
+        return "; if the model takes images of a particular size, pass example_input="
+    return (
+        f"; it takes a single image (C, H, W), such as {tuple(example.shape)}: pass a module that "
+        "takes a batch (N, C, H, W)"
     )
+
+
+def _depends_on_values(cause: BaseException | None) -> bool:
+    names = ("GuardOnDataDependentSymNode", "DataDependentOutputException")
+    return type(cause).__name__ in names or "data-dependent" in str(cause).lower()
 
 
 def _refuse_opaque(model: nn.Module) -> None:
@@ -167,6 +217,19 @@ def _candidate_inputs(model: nn.Module) -> Iterator[Tensor]:
             yield torch.zeros(2, c, height, width, dtype=weight.dtype, device=weight.device)
 
 
+def _exported(
+    model: nn.Module, example: Tensor
+) -> tuple[torch.export.ExportedProgram, tuple[type, ...]]:
+    """Export, and return the dataclasses that it returns too."""
+    try:
+        return _export(model, example), ()
+    except UnsupportedModelError as error:
+        if "not a known type" not in str(error):
+            raise
+    plain = PlainOutputs(model)
+    return _export(plain, example), tuple(plain.seen.types)
+
+
 def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     from torch.fx.experimental import _config
 
@@ -217,8 +280,12 @@ def _quiet() -> Iterator[None]:
 
 
 def _finish(
-    program: torch.export.ExportedProgram, prefix: nn.Module | None, guessed: bool = False
+    exported: tuple[torch.export.ExportedProgram, tuple[type, ...]],
+    prefix: nn.Module | None,
+    input_name: str,
+    guessed: bool = False,
 ) -> Trace:
+    program, types = exported
     inputs = program.graph_signature.user_inputs
     values = [n.meta["val"] for n in program.graph.nodes if n.name in inputs]
     if len(values) != 1 or not isinstance(values[0], Tensor) or values[0].dim() != 4:
@@ -228,7 +295,7 @@ def _finish(
     conditions = tuple(_size_conditions(values[0]))
     for condition in conditions:
         _check_condition(condition)
-    return Trace(program, prefix, conditions, guessed)
+    return Trace(program, prefix, conditions, guessed, input_name, types)
 
 
 def _check_condition(condition: SizeCondition) -> None:

@@ -4,6 +4,7 @@ The tensors are parameters that require no gradient, so that ``.to()``, ``state_
 ``deepcopy``, ``pickle`` and ``next(model.parameters()).device`` do what they do on any module.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Self
 
@@ -13,7 +14,14 @@ from torch import Tensor, nn
 from convmixer_fast import ops
 from convmixer_fast.spec import FoldedBlock, FoldedLayer
 
-__all__ = ["DepthwiseBlock", "FusedBlock", "PatchEmbed", "PointwiseBlock", "fused_layer"]
+__all__ = [
+    "BranchedBlock",
+    "DepthwiseBlock",
+    "FusedBlock",
+    "PatchEmbed",
+    "PointwiseBlock",
+    "fused_layer",
+]
 
 
 class FusedBlock(nn.Module):
@@ -67,13 +75,16 @@ class PatchEmbed(FusedBlock):
 
 
 class DepthwiseBlock(FusedBlock):
-    """:func:`ops.depthwise_block` on folded tensors, with the residual."""
+    """:func:`ops.depthwise_block` on folded tensors."""
+
+    residual = True
+    """Whether it adds its input."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C, H, W)."""
         return ops.depthwise_block(
             x, self.weight, self.bias, self.scale, self.shift,
-            activation=self.activation, residual=True, backend=self.backend,
+            activation=self.activation, residual=self.residual, backend=self.backend,
         )  # fmt: skip
 
 
@@ -88,8 +99,25 @@ class PointwiseBlock(FusedBlock):
         )  # fmt: skip
 
 
+class BranchedBlock(nn.Module):
+    """A depthwise block, then a module of the source's own, then the sum with the input."""
+
+    def __init__(self, depthwise: DepthwiseBlock, branch: nn.Module) -> None:
+        super().__init__()
+        depthwise.residual = False
+        self.depthwise, self.branch = depthwise, branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C, H, W)."""
+        y: Tensor = self.branch(self.depthwise(x))
+        return y + x
+
+
 def fused_layer(layer: FoldedLayer, backend: str) -> nn.Sequential:
-    """Return the two blocks of a layer, in a row."""
-    return nn.Sequential(
-        DepthwiseBlock(layer.depthwise, backend), PointwiseBlock(layer.pointwise, backend)
-    )
+    """Return the two blocks of a layer in a row, behind what the source has before them."""
+    depthwise = DepthwiseBlock(layer.depthwise, backend)
+    first = depthwise if layer.branch is None else BranchedBlock(depthwise, layer.branch)
+    blocks: dict[str, nn.Module] = {"0": first, "1": PointwiseBlock(layer.pointwise, backend)}
+    if layer.entry is not None:
+        blocks = {"entry": layer.entry, **blocks}
+    return nn.Sequential(OrderedDict(blocks))

@@ -23,7 +23,7 @@ from torch.utils._device import DeviceContext
 from convmixer_fast.errors import BackendUnavailableError
 from convmixer_fast.runtime import backends
 from convmixer_fast.runtime.cuda_graphs import CudaGraphs
-from convmixer_fast.runtime.explanation import Explanation
+from convmixer_fast.runtime.explanation import Explanation, parts_outside
 from convmixer_fast.runtime.source import Model, Reason, Source
 
 __all__ = ["Engine"]
@@ -131,7 +131,7 @@ class Engine:
             computed_in=torch.float32 if backend == "cpu" else working,
             ready=found.trunk is not None,
             graph=_graph(model, found, x) if one_call else None,
-            outside=outside if model.source_head is None else ("source_head",),
+            outside=parts_outside(model, outside if model.source_head is None else ()),
         )
 
     def bare_trunks(self, model: Model, x: Tensor) -> tuple[Callable[..., Trunk], Tensor]:

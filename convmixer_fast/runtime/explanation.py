@@ -1,10 +1,13 @@
 """What :meth:`FusedConvMixer.explain` returns."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
+from torch import fx, nn
 
-__all__ = ["Explanation"]
+__all__ = ["Explanation", "parts_outside"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Explanation:
     graph: str | None
     """What a CUDA graph does for this input; None on a CPU, and op by op."""
     outside: tuple[str, ...]
-    """The parts of the module besides the layers that PyTorch runs, in order."""
+    """The parts of the module that PyTorch runs, in order, and how many convolutions are in them:
+    those of a head of the source's own run as they did."""
 
     def __str__(self) -> str:
         """Return one line for each field that says something."""
@@ -40,3 +44,41 @@ class Explanation:
                 text = ", ".join(value) if isinstance(value, tuple) else str(value)
                 lines.append(f"{field.name.replace('_', ' ')}: {text}")
         return "\n".join(lines)
+
+
+def parts_outside(model: Any, plain_head: Iterable[str]) -> tuple[str, ...]:
+    """Name the parts of a FusedConvMixer that PyTorch runs: ``source_head (2 convolutions)``.
+
+    Args:
+        model: the module.
+        plain_head: those of a plain head that it runs.
+    """
+    before = _source_parts(model, ("prefix", "preprocess"))
+    after = _source_parts(model, ("source_head",))
+    return *before, *_inside_layers(model), *plain_head, *after
+
+
+def _inside_layers(model: nn.Module) -> Iterator[str]:
+    for name, module in model.named_modules():
+        if name.startswith("blocks.") and name.endswith((".entry", ".branch")):
+            yield f"{name}{_convolutions(module)}"
+
+
+def _source_parts(model: nn.Module, names: Iterable[str]) -> Iterator[str]:
+    for name in names:
+        module = getattr(model, name)
+        if module is not None:
+            yield f"{name}{_convolutions(module)}"
+
+
+def _convolutions(module: nn.Module) -> str:
+    """Return how many there are, in brackets; an empty string for none."""
+    count = 0
+    for part in module.modules():
+        if isinstance(part, fx.GraphModule):
+            count += sum("conv" in str(node.target) for node in part.graph.nodes)
+        elif isinstance(part, nn.modules.conv._ConvNd):
+            count += 1
+    if count == 0:
+        return ""
+    return f" ({count} convolution{'s' if count > 1 else ''})"

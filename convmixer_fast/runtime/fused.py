@@ -42,10 +42,16 @@ class FusedConvMixer(ConvMixerInterface):
         cuda_graphs: see :func:`optimize`.
         static_output: see :func:`optimize`.
         chunk: see :func:`optimize`.
+        in_training: see :func:`optimize`.
     """
 
     source_head: nn.Module | None
     """The source's own head, where it is not a plain one; then ``head`` is not used."""
+
+    # What modules pickled by former versions do not have.
+    taps: tuple[int, ...] = ()
+    input_name = "x"
+    in_training = "raise"
 
     def __init__(
         self,
@@ -55,9 +61,11 @@ class FusedConvMixer(ConvMixerInterface):
         cuda_graphs: str | bool = "auto",
         static_output: bool = False,
         chunk: int | None = None,
+        in_training: str = "raise",
     ) -> None:
         super().__init__()
         self.backend = backend
+        self.in_training = in_training
         self.chunk = chunk
         # In plain form, which can be unpickled where Triton is not installed. Replaced and not
         # changed: copies may share it.
@@ -66,6 +74,8 @@ class FusedConvMixer(ConvMixerInterface):
         self.static_output = static_output
         self._engine = Engine()
         self.conditions = folded.conditions
+        self.taps = folded.taps
+        self.input_name = folded.input_name
         self.prefix = folded.prefix
         self.preprocess = folded.preprocess
         self.stem = PatchEmbed(folded.stem, backend)
@@ -98,17 +108,26 @@ class FusedConvMixer(ConvMixerInterface):
             linear.bias = nn.Parameter(head.bias, requires_grad=False)
         self._set_head(head.global_pool, classes, linear)
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x: Tensor | None = None, **named: Tensor) -> Any:
         """Map images (N, in_chans, H, W) to what the source module returns for them.
+
+        They may also be given by the name that the source's forward has for them.
 
         Raises:
             ValueError: the shape is wrong: not 4-D, other channels, smaller than a patch,
                 or a size for which the source computes something else than was recognised.
-            TypeError: the dtype is not that of the weights, and autocast is off.
-            InferenceOnlyError: the input requires a gradient.
+            TypeError: the dtype is not that of the weights, and autocast is off; or there is
+                another argument than the images.
+            InferenceOnlyError: the input requires a gradient, or the module is in training mode.
             BackendUnavailableError: the backend named at ``optimize`` cannot run the input.
         """
+        if x is None or named:
+            x = self._by_name(x, named)
         x, *extras = self._enter(x)
+        if self.taps:
+            *outs, features = self._run_steps(x, (*self.taps, len(self.blocks)))
+            assert self.source_head is not None  # which takes them
+            return self.source_head(features, *outs, *extras)
         ran = self._engine.run(self, x, head=True)
         if ran is None:
             features = super().forward_features(x)
@@ -121,6 +140,17 @@ class FusedConvMixer(ConvMixerInterface):
         if self.source_head is not None:
             return self.source_head(features, *extras)
         return super().forward_head(features)
+
+    def _by_name(self, x: Tensor | None, named: dict[str, Tensor]) -> Tensor | None:
+        if not named:
+            return x  # None, which is refused like everything else that is no tensor
+        given = named if x is None else {"x": x, **named}
+        if len(given) == 1 and next(iter(given)) in ("x", self.input_name):
+            return next(iter(given.values()))
+        raise TypeError(
+            f"expected one batch of images, by position or as {self.input_name}=, got "
+            f"{', '.join(f'{name}=' for name in given)}"
+        )
 
     @property
     def tuned(self) -> dict[Any, Any]:
@@ -256,22 +286,23 @@ class FusedConvMixer(ConvMixerInterface):
         self.head.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in eval mode.
+        """Set the mode, so that a parent can be switched; in training mode a call raises.
 
-        Raises:
-            InferenceOnlyError: ``mode`` is true.
+        With ``optimize(in_training="stay")`` it stays in eval mode: as a frozen part of a module
+        that is trained.
         """
-        if mode:
-            raise InferenceOnlyError(
-                "a FusedConvMixer cannot be trained: its BatchNorms are folded into the weights; "
-                "train the source model and optimize it again"
-            )
-        return super().train(False)
+        return super().train(mode and self.in_training != "stay")
 
-    def _enter(self, x: Tensor) -> tuple[Tensor, ...]:
+    def _enter(self, x: Tensor | None) -> tuple[Tensor, ...]:
         """Check the image and prepare it: the stem's input, then what a source head takes."""
         if not isinstance(x, Tensor):
             raise TypeError(f"expected a tensor (N, C, H, W), got {type(x).__name__}")
+        if self.training:
+            raise InferenceOnlyError(
+                "a FusedConvMixer cannot be trained: its BatchNorms are folded into the weights. "
+                "Call eval(); train the source model and optimize it again; or, for a frozen part "
+                'of a module that is trained, optimize(model, in_training="stay")'
+            )
         if torch.is_grad_enabled() and x.requires_grad:
             raise InferenceOnlyError(
                 "a FusedConvMixer has no backward pass, and its input requires a gradient; call it "

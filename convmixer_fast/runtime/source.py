@@ -20,7 +20,7 @@ from convmixer_fast.activations import ACTIVATIONS
 from convmixer_fast.errors import BackendUnavailableError
 from convmixer_fast.models.convmixer import GlobalPool
 from convmixer_fast.runtime import backends
-from convmixer_fast.runtime.blocks import DepthwiseBlock, PatchEmbed, PointwiseBlock
+from convmixer_fast.runtime.blocks import BranchedBlock, DepthwiseBlock, PatchEmbed, PointwiseBlock
 from convmixer_fast.spec import FoldedBlock, FoldedLayer, Head
 
 __all__ = ["Model", "Reason", "Source"]
@@ -125,6 +125,10 @@ class Source:
 
         This stays so while the source is unchanged.
         """
+        for name, block in self._blocks.items():
+            if isinstance(block, BranchedBlock) or name.endswith(".entry"):
+                index = name.split(".")[1]
+                return Reason(f"layer {index} has modules of the source's own, which PyTorch runs")
         pairs = [DepthwiseBlock, PointwiseBlock] * ((len(self._blocks) - 1) // 2)
         kinds: list[type] = [PatchEmbed, *pairs]
         for (name, block), kind in zip(self._blocks.items(), kinds, strict=False):

@@ -21,6 +21,7 @@ from convmixer_fast.export.plain import PlainConvMixer
 from convmixer_fast.models.published import PUBLISHED, Architecture
 from tests.export.onnx_cases import error_of, model_of
 from tests.sweeps import sparse
+from tests.variants import EVERY
 from tests.zoo import VARIATIONS
 
 # One of each kind of what the exporter itself has to write.
@@ -28,13 +29,14 @@ _WRITTEN = {
     *("reference", "reference-relu", "reference-gelu-tanh", "reference-catavgmax"),
     *("reference-no-pool", "reference-4-channels", "reference-depth-0", "shared-layers"),
     *("two-heads", "segmentation-head", "in-place-head", "normalized-in-front"),
-    *("untraceable-in-front", "even-kernel-same", "kernel-31"),
+    *("untraceable-in-front", "even-kernel-same", "kernel-31", "dilation-3-even", "layer-scale"),
+    *("squeeze-excite-twice", "maps-in-a-list", "like-transformers", "flip-averaging"),
 }
 
 
-@pytest.mark.parametrize("name", sparse(VARIATIONS, _WRITTEN.__contains__))
+@pytest.mark.parametrize("name", sparse(EVERY, _WRITTEN.__contains__))
 def test_variations(name, tmp_path):
-    variation = VARIATIONS[name]
+    variation = EVERY[name]
     model = variation.model()
     path = tmp_path / "model.onnx"
     if name == "untraceable-in-front":

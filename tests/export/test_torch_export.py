@@ -14,6 +14,7 @@ from convmixer_fast.export import to_torch_export, torch_export
 from convmixer_fast.export.checks import LIMITS
 from convmixer_fast.models.published import Architecture
 from convmixer_fast.models.randomize import randomize
+from tests.variants import EVERY
 from tests.zoo import VARIATIONS
 
 
@@ -22,10 +23,16 @@ def model():
     return randomize(Architecture(24, 2, 5, 4, "gelu", 3, 7).build())
 
 
-@pytest.mark.parametrize("name", ["two-heads", "segmentation-head", "normalized-in-front", "labml"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("two-heads", "segmentation-head", "normalized-in-front", "labml", "dilation-3-even"),
+        *("squeeze-excite-twice", "maps-in-a-dictionary"),
+    ],
+)
 @pytest.mark.parametrize("ops", ["plain", "fused"])
 def test_variations(name, ops, tmp_path):
-    variation = VARIATIONS[name]
+    variation = EVERY[name]
     model = variation.model()
     path = tmp_path / "model.pt2"
     to_torch_export(model, path, image_size=variation.shape[2:], ops=ops)

@@ -9,6 +9,7 @@ from convmixer_fast import optimize, recognize
 from convmixer_fast.models.published import PUBLISHED
 from convmixer_fast.spec import Head
 from tests.timm_models import timm_model
+from tests.variants import EVERY
 from tests.zoo import VARIATIONS
 
 
@@ -27,9 +28,9 @@ def test_reads_the_published_models(name):
     assert spec.preprocess is None
 
 
-@pytest.mark.parametrize("name", [name for name in VARIATIONS if "kernel-" not in name])
+@pytest.mark.parametrize("name", [name for name in EVERY if "kernel-" not in name])
 def test_leaves_the_source_alone(name):
-    model = VARIATIONS[name].model()
+    model = EVERY[name].model()
     before = copy.deepcopy(model.state_dict())
     modules = {n: (type(m), m.training, dict(vars(m))) for n, m in model.named_modules()}
     optimize(model, backend="reference")

@@ -51,24 +51,6 @@ class _Concat(LocusResidual):
         return self.fn(x) - x
 
 
-class _UsesTwice(nn.Module):
-    """Taps the features between two layers."""
-
-    def __init__(self):
-        super().__init__()
-        self.model = locuslab(8, 2, 3, 2)
-
-    def forward(self, x):
-        x = self.model[:3](x)
-        y = self.model[3](x)
-        return self.model[5:](self.model[4](y)) + y.mean()
-
-
-class _Affine(nn.Module):
-    def forward(self, x):
-        return x * 2
-
-
 class _Autocast(nn.Module):
     def __init__(self):
         super().__init__()
@@ -105,10 +87,6 @@ REFUSED = {
             )
         ),
         r"layer 0, depthwise \(3\): expected a depthwise.*stride 1.*found.*stride \(2, 2\)",
-    ),
-    "dilated depthwise": (
-        lambda: _layer_with(depthwise=nn.Conv2d(8, 8, 3, padding="same", groups=8, dilation=2)),
-        r"layer 1, depthwise \(4\.0\.fn\.0\): expected a depthwise.*dilation \(2, 2\)",
     ),
     "grouped, not depthwise": (
         lambda: _layer_with(depthwise=nn.Conv2d(8, 8, 3, padding="same", groups=4)),
@@ -167,14 +145,6 @@ REFUSED = {
         lambda: _layer_with(pointwise=nn.Conv2d(8, 8, 3, padding=1)),
         r"layer 1, pointwise .*found a convolution of kernel \(3, 3\)",
     ),
-    "something after a layer": (
-        lambda: _layer_with(pointwise_norm=nn.Sequential(nn.BatchNorm2d(8), _Affine())),
-        r"layer 2 .*expected a depthwise convolution.*found a mul",
-    ),
-    "features tapped inside": (
-        lambda: randomize(_UsesTwice()),
-        r"layer 1, depthwise.*expected a layer's input.* by that layer alone, found a mean",
-    ),
     "overlapping patches": (
         lambda: nn.Sequential(nn.Conv2d(3, 8, 7, 2, 3), nn.ReLU(), nn.BatchNorm2d(8)).eval(),
         r"stem \(0\): expected a patch convolution.*found a convolution of kernel \(7, 7\)",
@@ -201,7 +171,7 @@ REFUSED = {
         lambda: torch.ao.quantization.quantize_dynamic(randomize(locuslab(8, 1, 3, 2))),
         r"6: expected floating-point weights, found the quantised module Linear",
     ),
-    "two inputs": (lambda: _TwoInputs().eval(), r"could not be traced.*pass example_input="),
+    "two inputs": (lambda: _TwoInputs().eval(), r"a model of one input.*found one of 2: x, y;"),
 }
 
 
@@ -276,20 +246,6 @@ class _Functional(nn.Module):
 def test_refuses_what_functions_compute(forward, message):
     with pytest.raises(UnsupportedModelError, match=message):
         recognize(_Functional(forward).eval())
-
-
-def test_refuses_a_head_that_uses_a_layers_inside():
-    class Taps(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = locuslab(8, 2, 3, 2)
-
-        def forward(self, x):
-            stem = self.model[:3](x)
-            return self.model[5:](self.model[4](self.model[3](stem))), stem.shape[1] * stem.mean()
-
-    with pytest.raises(UnsupportedModelError, match="input to be used by that layer alone"):
-        recognize(randomize(Taps()))
 
 
 def test_refuses_what_is_no_module():
