@@ -1,92 +1,29 @@
-"""Checkpoint file -> reference model: reads the file, the names in it and the shapes.
+"""Checkpoint file -> reference model: the shapes of its tensors say what it is.
 
-Files: ``.safetensors``, and whatever ``torch.save`` wrote, read with
-``weights_only=True`` so that nothing in it is executed. Names: timm's (and this
-package's), locuslab's ``Sequential``, the tweetable version's and labml's. The
-architecture is inferred from the tensors, except the activation, which leaves no
-trace in them.
+:mod:`checkpoint_files` reads the file, :mod:`tensor_names` the names in it: timm's (and this
+package's), locuslab's ``Sequential``, the tweetable version's, labml's and mmpretrain's. The
+architecture is inferred from the tensors, except the activation, which leaves no trace in them.
 """
 
-import argparse
 import logging
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from convmixer_fast.activations import ACTIVATIONS
 from convmixer_fast.errors import CheckpointError
+from convmixer_fast.models.checkpoint_files import read_safetensors, read_torch
 from convmixer_fast.models.convmixer import ConvMixer
 from convmixer_fast.models.published import PUBLISHED, Architecture
+from convmixer_fast.models.tensor_names import Named, renamed
 
 __all__ = ["Checkpoint", "build", "load", "read_checkpoint"]
 
 _log = logging.getLogger(__name__)
-
-_NORM = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
-_CONV = r"(weight|bias)"
-
-# Each family of names as patterns and what they are called here. {i} is the layer; in a
-# Sequential that holds stem and layers in one row, the row's index less the stem's length.
-_FAMILIES: dict[str, tuple[int, dict[str, str]]] = {
-    "timm": (
-        0,
-        {
-            rf"stem\.0\.{_CONV}": r"stem.0.\1",
-            rf"stem\.2\.{_NORM}": r"stem.2.\1",
-            rf"blocks\.(\d+)\.0\.fn\.0\.{_CONV}": r"blocks.{i}.0.fn.0.\2",
-            rf"blocks\.(\d+)\.0\.fn\.2\.{_NORM}": r"blocks.{i}.0.fn.2.\2",
-            rf"blocks\.(\d+)\.1\.{_CONV}": r"blocks.{i}.1.\2",
-            rf"blocks\.(\d+)\.3\.{_NORM}": r"blocks.{i}.3.\2",
-            rf"head\.{_CONV}": r"head.\1",
-        },
-    ),
-    "locuslab": (
-        3,
-        {
-            rf"0\.{_CONV}": r"stem.0.\1",
-            rf"2\.{_NORM}": r"stem.2.\1",
-            rf"(\d+)\.0\.fn\.0\.{_CONV}": r"blocks.{i}.0.fn.0.\2",
-            rf"(\d+)\.0\.fn\.2\.{_NORM}": r"blocks.{i}.0.fn.2.\2",
-            rf"(\d+)\.1\.{_CONV}": r"blocks.{i}.1.\2",
-            rf"(\d+)\.3\.{_NORM}": r"blocks.{i}.3.\2",
-            rf"\d+\.{_CONV}": r"head.\1",
-        },
-    ),
-    "tweetable": (
-        1,
-        {
-            rf"0\.0\.{_CONV}": r"stem.0.\1",
-            rf"0\.2\.{_NORM}": r"stem.2.\1",
-            rf"(\d+)\.0\.0\.0\.{_CONV}": r"blocks.{i}.0.fn.0.\2",
-            rf"(\d+)\.0\.0\.2\.{_NORM}": r"blocks.{i}.0.fn.2.\2",
-            rf"(\d+)\.1\.0\.{_CONV}": r"blocks.{i}.1.\2",
-            rf"(\d+)\.1\.2\.{_NORM}": r"blocks.{i}.3.\2",
-            rf"\d+\.{_CONV}": r"head.\1",
-        },
-    ),
-    "labml": (
-        0,
-        {
-            rf"patch_emb\.conv\.{_CONV}": r"stem.0.\1",
-            rf"patch_emb\.norm\.{_NORM}": r"stem.2.\1",
-            rf"conv_mixer_layers\.(\d+)\.depth_wise_conv\.{_CONV}": r"blocks.{i}.0.fn.0.\2",
-            rf"conv_mixer_layers\.(\d+)\.norm1\.{_NORM}": r"blocks.{i}.0.fn.2.\2",
-            rf"conv_mixer_layers\.(\d+)\.point_wise_conv\.{_CONV}": r"blocks.{i}.1.\2",
-            rf"conv_mixer_layers\.(\d+)\.norm2\.{_NORM}": r"blocks.{i}.3.\2",
-            rf"classification\.linear\.{_CONV}": r"head.\1",
-        },
-    ),
-}
-
-# What training scripts wrap around a state_dict, outermost first.
-_CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model", "net", "module")
-_PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
 @dataclass(frozen=True)
@@ -107,7 +44,9 @@ def load(
 
     Args:
         path: a ``.safetensors`` file, or one that ``torch.save`` wrote (``.pth``,
-            ``.pth.tar``, ``.pt``): a state_dict, or a training checkpoint that holds one.
+            ``.pth.tar``, ``.pt``): a state_dict, or a training checkpoint that holds one, by
+            whatever name (of several an exponential average), under whatever prefix, with
+            whatever else beside it. What is left out is said through logging.
         activation: ``"gelu"``, ``"gelu_tanh"`` or ``"relu"``. Not needed for the published
             architectures (:data:`published.PUBLISHED`), nor for safetensors files whose
             metadata has ``activation``; weights do not show it.
@@ -115,7 +54,8 @@ def load(
             where the head takes two features a channel.
 
     Returns:
-        The model, on the CPU, in eval mode, in the dtype of the file.
+        The model, on the CPU, in eval mode, in the dtype of the file. It takes about as much memory
+        as the tensors in the file.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -157,13 +97,15 @@ def build(
     architecture = replace(checkpoint.architecture, activation=activation)
     if global_pool is not None:
         architecture = replace(architecture, global_pool=global_pool)
-    model = architecture.build().to(checkpoint.tensors["stem.0.weight"].dtype)
+    with torch.device("meta"):  # takes no memory: only shapes that the file has are ever held
+        model = architecture.build()
+    tensors = {**_defaults(model, checkpoint.tensors), **checkpoint.tensors}
     try:
-        model.load_state_dict({**_defaults(model, checkpoint.tensors), **checkpoint.tensors})
+        model.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path}: not the weights of a ConvMixer: {reason}") from error
-    return model
+    return model.to(checkpoint.tensors["stem.0.weight"].dtype)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -176,15 +118,18 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint file at {path}")
-    raw, metadata = (
-        _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path), {})
-    )
-    tensors = _rename(path, _strip(raw))
-    shapes = _infer(path, tensors)
+    if path.suffix == ".safetensors":
+        tensors, metadata = read_safetensors(path)
+        named = renamed(path, tensors)
+    else:
+        named, metadata = _first_convmixer(path), {}
+    for name, tensor in named.tensors.items():
+        _check_tensor(path, name, tensor)
+    shapes = _infer(path, named.tensors)
     activation = metadata.get("activation") or _published_activation(path, shapes)
     if activation and activation not in ACTIVATIONS:
         raise CheckpointError(f"{path}: its metadata names an unknown activation {activation!r}")
-    return Checkpoint(tensors, replace(shapes, activation=activation), metadata)
+    return Checkpoint(named.tensors, replace(shapes, activation=activation), metadata)
 
 
 def _published_activation(path: Path, shapes: Architecture) -> str:
@@ -195,86 +140,31 @@ def _published_activation(path: Path, shapes: Architecture) -> str:
     return ""
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
+def _first_convmixer(path: Path) -> Named:
+    """Return the likeliest ConvMixer of a file, or say what its largest set is instead."""
+    failure: tuple[int, CheckpointError] | None = None
+    for tensors in read_torch(path):
+        try:
+            return renamed(path, tensors)
+        except CheckpointError as error:
+            if failure is None or len(tensors) > failure[0]:
+                failure = len(tensors), error
+    assert failure is not None  # else read_torch would have raised
+    raise failure[1]
 
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118 (no iterator)
-            return tensors, dict(file.metadata() or {})
-    except (SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from error
 
-
-def _read_torch(path: Path) -> dict[str, Tensor]:
-    try:
-        # Training scripts save their options, an argparse.Namespace, which is only data.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+def _check_tensor(path: Path, name: str, tensor: Tensor) -> None:
+    """Check that a tensor is what it seems, so that no small file makes a large model."""
+    dense = tensor.layout == torch.strided and not tensor.is_quantized
+    if not dense or type(tensor) is not Tensor:
+        kind = "quantised" if tensor.is_quantized else f"{tensor.layout} {type(tensor).__name__}"
+        raise CheckpointError(f"{path}: {name}: expected a dense tensor, found a {kind} one")
+    if tensor.numel() == 0:
+        raise CheckpointError(f"{path}: {name}: its shape {tuple(tensor.shape)} is empty")
+    if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
         raise CheckpointError(
-            f"{path}: refused: it is no PyTorch checkpoint, or holds Python objects beside "
-            "tensors, which could run code; save model.state_dict() alone, or as .safetensors "
-            f"({type(error).__name__})"
-        ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(
-            f"{path}: not a whole PyTorch checkpoint ({_first_line(error)})"
-        ) from error
-    return _state_dict(path, loaded)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _state_dict(path: Path, loaded: Any) -> dict[str, Tensor]:
-    while isinstance(loaded, Mapping):
-        inner = next((loaded[c] for c in _CONTAINERS if isinstance(loaded.get(c), Mapping)), None)
-        if inner is None:
-            tensors = {k: v for k, v in loaded.items() if isinstance(v, Tensor)}
-            if tensors:
-                return tensors
-            break
-        loaded = inner
-    raise CheckpointError(
-        f"{path}: expected a state_dict of tensors, found {type(loaded).__name__} without any"
-    )
-
-
-def _strip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Remove what wrappers put before every name."""
-    while True:
-        prefix = next((p for p in _PREFIXES if all(k.startswith(p) for k in tensors)), None)
-        if prefix is None:
-            return tensors
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-
-
-def _rename(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    closest: tuple[int, str, list[str]] = (-1, "", [])
-    for family, (offset, patterns) in _FAMILIES.items():
-        renamed = {}
-        for name, tensor in tensors.items():
-            for pattern, template in patterns.items():
-                match = re.fullmatch(pattern, name)
-                if match is not None:
-                    layer = int(match[1]) - offset if "{i}" in template else 0
-                    renamed[match.expand(template.replace("{i}", str(layer)))] = tensor
-                    break
-        if len(renamed) == len(tensors):
-            return renamed
-        if len(renamed) > closest[0]:
-            unknown = [n for n in tensors if not any(re.fullmatch(p, n) for p in patterns)]
-            closest = (len(renamed), family, unknown)
-    _, family, unknown = closest
-    raise CheckpointError(
-        f"{path}: not a ConvMixer's tensors: expected the names of timm, locuslab, the tweetable "
-        f"version or labml; compared with {family}'s, {len(unknown)} of {len(tensors)} do not "
-        f"belong, the first {unknown[0]!r}"
-        if unknown
-        else f"{path}: several of its tensors have one meaning"
-    )
+            f"{path}: {name}: its shape {tuple(tensor.shape)} is larger than what the file holds"
+        )
 
 
 def _infer(path: Path, tensors: dict[str, Tensor]) -> Architecture:
@@ -323,9 +213,9 @@ def _defaults(model: ConvMixer, tensors: dict[str, Tensor]) -> dict[str, Tensor]
         if kind(name) in present:
             continue
         if name.endswith(("bias", "num_batches_tracked")):
-            optional[name] = torch.zeros_like(tensor)
+            optional[name] = torch.zeros_like(tensor, device="cpu")
         elif name.endswith("weight") and tensor.dim() == 1:
-            optional[name] = torch.ones_like(tensor)
+            optional[name] = torch.ones_like(tensor, device="cpu")
     return optional
 
 
