@@ -95,6 +95,7 @@ def fold(spec: ConvMixerSpec, dtype: torch.dtype | None = None) -> FoldedConvMix
         conditions=spec.conditions,
         taps=spec.taps,
         input_name=spec.input_name,
+        input_layout=spec.input_layout,
     )
 
 

@@ -36,7 +36,8 @@ def optimize(
             ``"cpu"`` or ``"reference"`` that one or an error; see ``backend_info()``.
         dtype: of the weights and so of the input; None keeps the model's.
         example_input: an input batch that the model takes; needed only for a model that
-            takes images of one size alone. Its values do not matter.
+            takes images of one size alone, or does more than a cast with another dtype (uint8).
+            Its values do not matter.
         cuda_graphs: on a GPU, whether an input shape's kernels are captured once and then
             launched together: ``"auto"`` from the second call of a shape on, True from the
             first, False never. At most 8 shapes are kept.
@@ -55,8 +56,8 @@ def optimize(
     Raises:
         TypeError: ``model`` is no module, or ``dtype`` none that the fused ops take.
         UnsupportedModelError: ``model`` is no ConvMixer in eval mode; says where it differs.
-        ValueError: there is no backend of that name, ``example_input`` is not a tensor
-            (N, C, H, W), or ``cuda_graphs``, ``chunk`` or ``in_training`` is none of its values.
+        ValueError: there is no backend of that name, ``example_input`` is not a tensor of four
+            dimensions, or ``cuda_graphs``, ``chunk`` or ``in_training`` is none of its values.
         BackendUnavailableError: the backend named cannot run here.
     """
     if cuda_graphs not in ("auto", True, False):
@@ -66,7 +67,10 @@ def optimize(
     if in_training not in ("raise", "stay"):
         raise ValueError(f"in_training must be 'raise' or 'stay', got {in_training!r}")
     if isinstance(unwrap(model), FusedConvMixer):
-        raise UnsupportedModelError("the model is optimized already; pass the one it was made from")
+        raise UnsupportedModelError(
+            "the model is optimized already; pass the "
+            f"{unwrap(model).made_from or 'model'} that it was made from"
+        )
     # Not inference tensors, even when called under inference_mode().
     with torch.inference_mode(False), torch.no_grad():
         folded = fold(recognize(model, example_input), dtype)
@@ -95,9 +99,12 @@ def optimize(
             RuntimeWarning,
             stacklevel=2,
         )
+    source = unwrap(model)
+    named = (getattr(source, "pretrained_cfg", None) or {}).get("architecture")
+    fused.made_from = f"{type(source).__name__} ({named})" if named else type(source).__name__
     # What timm reads to choose the preprocessing of a model's images.
     for name in ("pretrained_cfg", "default_cfg"):
-        config = getattr(unwrap(model), name, None)
+        config = getattr(source, name, None)
         if config is not None:
             setattr(fused, name, copy.deepcopy(config))
     return fused

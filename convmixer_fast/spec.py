@@ -147,6 +147,8 @@ class ConvMixerSpec:
     """Steps before the last whose outputs the head takes too, rising: 0 is the stem, n layer n."""
     input_name: str = "x"
     """What the source's forward calls the image."""
+    input_layout: str = "NCHW"
+    """Of the image: ``"NCHW"`` or ``"NHWC"``."""
 
 
 @dataclass(frozen=True)
@@ -191,3 +193,4 @@ class FoldedConvMixer:
     conditions: tuple[SizeCondition, ...]
     taps: tuple[int, ...] = ()
     input_name: str = "x"
+    input_layout: str = "NCHW"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from convmixer_fast.accuracy import LIMITS, ieee_float32, relative_error
+from convmixer_fast.accuracy import LIMITS, exact, ieee_float32, relative_error
 from convmixer_fast.optimize import optimize
 
 __all__ = ["LIMITS", "Comparison", "passed", "relative_error", "verify"]
@@ -73,7 +73,7 @@ def verify(
     for dtype in dtypes:
         if dtype not in LIMITS:
             raise ValueError(f"dtypes must be of {', '.join(map(str, LIMITS))}, got {dtype}")
-    exact = copy.deepcopy(model).double()
+    in_float64 = exact(model)
     device = next(model.parameters()).device
     for dtype in dtypes:
         original = copy.deepcopy(model).to(dtype)
@@ -83,7 +83,7 @@ def verify(
             images = torch.randn(shape, generator=generator).to(device, dtype)
             with torch.inference_mode(), ieee_float32():
                 # The float64 model sees the rounded images, and keeps the weights unrounded.
-                truth = exact(images.double())
+                truth = in_float64(images.double())
                 yield Comparison(
                     dtype,
                     shape,

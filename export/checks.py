@@ -1,15 +1,15 @@
 """Does what was exported compute what the model does? Against the model in float64."""
 
-import copy
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convmixer_fast.accuracy import relative_error
+from convmixer_fast.accuracy import exact, relative_error
 from convmixer_fast.errors import MismatchError, UnsupportedModelError
 from convmixer_fast.export.trace import Sizes
 from convmixer_fast.models.images import crop, to_input
@@ -76,14 +76,14 @@ def check_outputs(
     Raises:
         MismatchError: an output is too far from the model's.
     """
-    exact = copy.deepcopy(model).cpu().double()
+    in_float64 = exact(model).cpu()
     checks = []
     with torch.inference_mode(), torch.autocast("cpu", enabled=False):
         for kind, batch in images.items():
             given = batch.to(example.dtype)
             parts = given.split(1 if len(example) == 1 else len(given))
             found = [run(part) for part in parts]
-            truth = [_truth(exact, part) for part in parts]
+            truth = [_truth(in_float64, part) for part in parts]
             check = _compare(kind, found, truth)
             checks.append(check)
             if not check.error <= LIMITS[precision]:  # a NaN is not
@@ -95,9 +95,10 @@ def check_outputs(
     return tuple(checks)
 
 
-def _truth(exact: nn.Module, images: Tensor) -> list[Tensor]:
+def _truth(in_float64: nn.Module, images: Tensor) -> list[Tensor]:
+    given = images.double() if images.is_floating_point() else images
     try:
-        return [tensor for _, tensor in named_tensors(exact(images.double()))]
+        return [tensor for _, tensor in named_tensors(in_float64(given))]
     except RuntimeError as error:
         raise UnsupportedModelError(
             f"the model does not run in float64, in which an export is checked ({error}): its own "
@@ -121,8 +122,8 @@ def as_images(name: str, images: object, example: Tensor, sizes: Sizes) -> Tenso
         ValueError: they are no finite numbers (N, C, H, W) like ``example``, at least one image.
     """
     wanted: list[object] = ["N", *example.shape[1:]]
-    if sizes.dynamic_size:
-        wanted[2:] = ["H", "W"]
+    for name in "HW" if sizes.dynamic_size else "":
+        wanted[sizes.layout.index(name)] = name
     found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
     fits = (
         isinstance(images, Tensor)
@@ -133,6 +134,8 @@ def as_images(name: str, images: object, example: Tensor, sizes: Sizes) -> Tenso
     if not fits or not isinstance(images, Tensor):
         text = ", ".join(map(str, wanted))
         raise ValueError(f"{name} must be a tensor of images ({text}), N at least 1, got {found}")
+    if images.dtype == example.dtype == torch.uint8:
+        return images.detach().cpu()
     if not images.is_floating_point() or not bool(images.isfinite().all()):
         raise ValueError(
             f"{name} must be finite floating-point numbers, prepared as the model takes them, got "
@@ -157,13 +160,18 @@ def new_file(path: str | Path) -> Path:
 
 
 def random_images(example: Tensor) -> Tensor:
-    """Return normal random numbers in the shape of ``example``, always the same."""
-    return torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
+    """Return random numbers in the shape of ``example``, always the same: normal, or of pixels."""
+    generator = torch.Generator().manual_seed(0)
+    if example.dtype == torch.uint8:
+        return torch.randint(256, example.shape, generator=generator, dtype=torch.uint8)
+    return torch.randn(example.shape, generator=generator)
 
 
-def photographs(example: Tensor, preprocessing: Preprocessing | None) -> Tensor | None:
+def photographs(
+    example: Tensor, preprocessing: Preprocessing | None, layout: str = "NCHW"
+) -> Tensor | None:
     """Return scikit-learn's photographs as inputs like ``example``; None where that cannot be."""
-    channels, height, width = example.shape[1:]
+    channels, height, width = (example.shape[layout.index(name)] for name in "CHW")
     if channels != 3 or importlib.util.find_spec("sklearn") is None:
         return None
     from PIL import Image
@@ -173,5 +181,11 @@ def photographs(example: Tensor, preprocessing: Preprocessing | None) -> Tensor 
     side = max(height, width)
     prepare = Preprocessing(side, prepare.crop_pct, prepare.mean, prepare.std)
     pictures = [Image.fromarray(pixels) for pixels in load_sample_images().images]
-    inputs = torch.stack([to_input(crop(picture, prepare), prepare) for picture in pictures])
-    return inputs[:, :, :height, :width].contiguous()
+    cropped = [crop(picture, prepare) for picture in pictures]
+    if example.dtype == torch.uint8:
+        inputs = torch.stack([torch.tensor(np.asarray(picture)) for picture in cropped])
+        inputs = inputs.permute(0, 3, 1, 2)
+    else:
+        inputs = torch.stack([to_input(picture, prepare) for picture in cropped])
+    inputs = inputs[:, :, :height, :width]
+    return (inputs if layout == "NCHW" else inputs.permute(0, 2, 3, 1)).contiguous()

@@ -36,6 +36,10 @@ _OPSET = 20
 _BF16_OPSET = 22
 """The first whose Conv takes bfloat16."""
 _LARGEST_OPSET = 23
+_LEAST = 17
+"""The first with what quantised files have; users of older runtimes ask for it."""
+_LEAST_TRACED = 18
+"""The least that PyTorch writes."""
 _CHECKED = 16
 _EXTERNAL_BYTES = 1.5e9
 """From there on weights are a file of their own: protobuf cannot hold 2 GB."""
@@ -76,13 +80,15 @@ def to_onnx(
     preprocessing: Preprocessing | None = None,
     labels: Sequence[str] | None = None,
     example_input: Tensor | None = None,
+    input_name: str = "images",
+    output_names: Sequence[str] | None = None,
 ) -> OnnxReport:
     """Write ``model`` to an ONNX file, and check it.
 
-    The input is called ``images`` (N, C, H, W), the output ``logits``, or ``output_0`` ... where
-    the model returns several. The file is compared with the model in float64 by ONNX Runtime, on
-    random images, in other sizes too where these are open, and on photographs (int8: on the images
-    of the calibration), before this returns; where it fails nothing is left behind.
+    The input is (N, C, H, W), or (N, H, W, C) where the model takes that. The file is compared with
+    the model in float64 by ONNX Runtime, on random images, in other sizes too where these are open,
+    and on photographs (int8: on the images of the calibration), before this returns; where it fails
+    nothing is left behind.
 
     Args:
         model: a trained ConvMixer in eval mode, as :func:`convmixer_fast.optimize` takes it.
@@ -93,7 +99,7 @@ def to_onnx(
             convolutions between QuantizeLinear and DequantizeLinear, float32 otherwise.
         dynamic_batch: whether the batch is open.
         dynamic_size: whether height and width are.
-        opset: of ONNX; None is 20, for bf16 22.
+        opset: of ONNX, from 17; None is 20, for bf16 22.
         target: the runtime whose form is taken: ``"onnxruntime"`` or ``"tensorrt"``.
         form: a name of :data:`forms.FORMS` instead.
         float32_io: whether 16-bit files take and return float32.
@@ -106,7 +112,11 @@ def to_onnx(
             installed and the model has 3 channels.
         preprocessing: written into the file; None takes timm's, if the model has it.
         labels: written into the file.
-        example_input: see :func:`convmixer_fast.optimize`.
+        example_input: see :func:`convmixer_fast.optimize`; where it is uint8, so is the input.
+        input_name: what the file calls its input.
+        output_names: what it calls its outputs; None takes the keys of the dictionary or the names
+            of the dataclass that the model returns, ``logits`` for a tensor alone, or ``output_0``
+            ...
 
     Raises:
         UnsupportedModelError: ``model`` is no ConvMixer in eval mode.
@@ -123,12 +133,14 @@ def to_onnx(
             "calibration must be images (N, C, H, W) for precision='int8', and None for others"
         )
     opset = _opset(opset, precision)
+    if opset < _OPSET:  # it has no Gelu
+        chosen = chosen._replace(in_parts=True)
     path = new_file(path)
     sizes = Sizes(image_size, dynamic_batch, dynamic_size)
     description = describe(model, precision, preprocessing, labels)
     if not dynamic_size:
         description = description.of_size(sizes.plane)
-    module, example = plain_module(
+    module, example, sizes = plain_module(
         model,
         chosen,
         DTYPES.get(precision, torch.float32),
@@ -144,7 +156,7 @@ def to_onnx(
     for other in sizes.others(example, module.stem.weight.shape[2:]):
         checked[f"random {tuple(other.shape)}"] = random_images(other)
     if images is None and calibration is None:
-        images = photographs(example, description.preprocessing)
+        images = photographs(example, description.preprocessing, sizes.layout)
     real = {} if images is None else {"real": images}
     layers: Mapping[str, Any] = {}
     # Made under its final name, which external data refers to, in a folder that goes if it fails.
@@ -152,7 +164,8 @@ def to_onnx(
         made = Path(folder) / path.name
         external = _is_external(module, external_data)
         # What is quantised is saved again: only then in the form that was asked for.
-        _write(module, example, made, sizes, opset, description, external and calibration is None)
+        separate, names = external and calibration is None, (input_name, output_names)
+        _write(module, example, made, sizes, opset, description, separate, names)
         if calibration is None:
             checks = check_file(made, model, example, checked | real, precision)
         else:
@@ -201,7 +214,7 @@ def _need(*modules: str) -> None:
 
 
 def _opset(opset: int | None, precision: str) -> int:
-    least = _BF16_OPSET if precision == "bf16" else 18
+    least = _BF16_OPSET if precision == "bf16" else _LEAST
     if opset is None:
         return max(least, _OPSET)
     if (
@@ -231,12 +244,14 @@ def _write(
     opset: int,
     description: Description,
     external_data: bool,
+    names: tuple[str, Sequence[str] | None],
 ) -> None:
     shapes = output_shapes(module, example)
-    if len(shapes) == 1 and len(shapes[0]) == 2:
-        description.check_classes(shapes[0][1])
-    several = [f"output_{index}" for index in range(len(shapes))]
-    names = ["logits"] if len(shapes) == 1 else several
+    if len(shapes) == 1 and len(shapes[0][1]) == 2:
+        description.check_classes(shapes[0][1][1])
+    input_name, output_names = names[0], _output_names([name for name, _ in shapes], names[1])
+    if input_name in output_names:
+        raise ValueError(f"input_name {input_name!r} is one of output_names too")
     stem: Any = module.stem
     with tracing(), _quiet(), torch.inference_mode(False), torch.no_grad():
         program = torch.onnx.export(
@@ -244,9 +259,9 @@ def _write(
             (example,),
             dynamo=True,
             verbose=False,
-            opset_version=opset,
-            input_names=["images"],
-            output_names=names,
+            opset_version=max(opset, _LEAST_TRACED),
+            input_names=[input_name],
+            output_names=output_names,
             dynamic_shapes=sizes.dynamic_shapes(stem.weight.shape[2:]),
         )
     assert program is not None
@@ -256,6 +271,39 @@ def _write(
     program.model.metadata_props.update(description.properties())
     program.model.doc_string = f"{description.model}, by convmixer_fast"
     program.save(path, external_data=external_data)
+    if opset < _LEAST_TRACED:
+        _lower(path, opset, external_data)
+
+
+def _output_names(found: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
+    if wanted is not None:
+        names = [wanted] if isinstance(wanted, str) else list(wanted)
+        if len(names) != len(found) or len(set(names)) != len(names) or not all(names):
+            raise ValueError(
+                f"expected {len(found)} output_names, one for each output and no two alike, got "
+                f"{names}"
+            )
+        return names
+    if len(found) == 1:
+        return [found[0] or "logits"]
+    return [f"output_{name}" if name.isdecimal() else name for name in found]
+
+
+def _lower(path: Path, opset: int, external_data: bool) -> None:
+    """Write the file anew for an opset that PyTorch does not write."""
+    import onnx
+    from onnx import version_converter
+
+    model = version_converter.convert_version(onnx.load(path), opset)
+    for node in model.graph.node:  # the converter leaves what reductions have had since
+        for attribute in [a for a in node.attribute if a.name == "noop_with_empty_axes"]:
+            node.attribute.remove(attribute)
+    onnx.save(
+        model,
+        path,
+        save_as_external_data=external_data,
+        location=f"{path.name}.data" if external_data else None,
+    )
 
 
 def _name_nodes(graph: Any) -> None:

@@ -19,8 +19,10 @@ _DTYPES = {
     "tensor(float16)": torch.float16,
     "tensor(bfloat16)": torch.bfloat16,
     "tensor(double)": torch.float64,
+    "tensor(uint8)": torch.uint8,
 }
-_ELEMENTS = {torch.float32: 1, torch.float16: 10, torch.bfloat16: 16, torch.float64: 11}
+_ELEMENTS = {torch.float32: 1, torch.float16: 10, torch.bfloat16: 16}
+_ELEMENTS |= {torch.float64: 11, torch.uint8: 2}
 """ONNX's numbers for them."""
 
 Provider = str | tuple[str, Mapping[str, Any]]

@@ -87,7 +87,7 @@ def quantize(
         ort.quantize_static(
             path,
             made,
-            _Reader(calibration, batch),
+            _Reader(calibration, batch, graph.input[0].name),
             quant_format=ort.QuantFormat.QDQ,
             nodes_to_quantize=chosen,
             per_channel=True,
@@ -122,7 +122,8 @@ def _fixed_batch(graph: Any) -> int | None:
 class _Reader(quantization.CalibrationDataReader):
     """Gives ONNX Runtime's calibration its images, batch by batch."""
 
-    def __init__(self, images: Tensor, batch: int | None) -> None:
+    def __init__(self, images: Tensor, batch: int | None, name: str) -> None:
+        self._name = name
         # Of one size: the histograms' calibration puts them side by side.
         size = batch or next(n for n in range(_BATCH, 0, -1) if len(images) % n == 0)
         if len(images) < size:
@@ -135,7 +136,7 @@ class _Reader(quantization.CalibrationDataReader):
     def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
         """Return one batch; None at the end."""
         images = next(self._batches, None)
-        return None if images is None else {"images": images.numpy()}
+        return None if images is None else {self._name: images.numpy()}
 
 
 def _layer_errors(
@@ -165,10 +166,13 @@ def _layer_errors(
 
 def _activations(path: Path, images: Tensor) -> dict[str, Any]:
     """Return all that a file computes on the way, by name."""
+    import onnx
+
+    name = onnx.load(path, load_external_data=False).graph.input[0].name
     augmented = path.with_name(f"augmented-{path.name}")
     qdq_loss_debug.modify_model_output_intermediate_tensors(path, augmented)
     found: dict[str, Any] = qdq_loss_debug.collect_activations(
-        str(augmented), _Reader(images, len(images))
+        str(augmented), _Reader(images, len(images), name)
     )
     augmented.unlink()
     return found

@@ -57,7 +57,8 @@ class PlainConvMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         """Map images (N, C, H, W) to what the source module returns."""
-        x = x.to(self.dtype)
+        if x.is_floating_point():
+            x = x.to(self.dtype)
         if self.prefix is not None:
             x = self.prefix(x)
         extras: tuple[Any, ...] = (x,)

@@ -77,7 +77,7 @@ def to_torch_export(
     dtype = DTYPES[precision]
     sizes = Sizes(image_size, dynamic_batch, dynamic_size)
     module: nn.Module
-    module, example = plain_module(
+    module, example, sizes = plain_module(
         model, FORMS["batch_norm"], dtype, sizes, example_input=example_input
     )
     # A single patch is a case of its own for torch.export.
@@ -108,7 +108,7 @@ def to_torch_export(
             batches = {"random": random_images(example)}
             for other in sizes.others(example, patch):
                 batches[f"random {tuple(other.shape)}"] = random_images(other)
-            real = photographs(example, None) if images is None else images
+            real = photographs(example, None, sizes.layout) if images is None else images
             if real is not None:
                 batches["real"] = as_images("images", real, example, sizes)
             checks = check_outputs(

@@ -3,18 +3,18 @@
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils import _pytree as pytree
 
 from convmixer_fast.errors import UnsupportedModelError
 from convmixer_fast.export.forms import Form
 from convmixer_fast.export.plain import PlainConvMixer
 from convmixer_fast.folding import fold
+from convmixer_fast.models.outputs import named_tensors
 from convmixer_fast.recognition.recognize import recognize
 from convmixer_fast.recognition.tracing import unwrap
 from convmixer_fast.runtime.fused import FusedConvMixer
@@ -34,6 +34,7 @@ class Sizes:
         image_size: pixels, of a square, or height and width.
         dynamic_batch: whether the batch is left open.
         dynamic_size: whether height and width are.
+        layout: ``"NCHW"`` or ``"NHWC"``.
 
     Raises:
         ValueError: ``image_size`` is no size.
@@ -42,6 +43,7 @@ class Sizes:
     image_size: int | tuple[int, int]
     dynamic_batch: bool
     dynamic_size: bool
+    layout: str = "NCHW"
 
     def __post_init__(self) -> None:
         size = self.image_size
@@ -61,7 +63,9 @@ class Sizes:
 
     def example(self, channels: int, dtype: torch.dtype) -> Tensor:
         """Return an input to trace with: two images, where the batch is open, or else one."""
-        return torch.zeros(2 if self.dynamic_batch else 1, channels, *self.plane, dtype=dtype)
+        return torch.zeros(
+            self._shape(2 if self.dynamic_batch else 1, channels, *self.plane), dtype=dtype
+        )
 
     def dynamic_shapes(self, least: Sequence[int]) -> tuple[dict[int, Any]]:
         """Return ``torch.export``'s description of what is open.
@@ -73,8 +77,8 @@ class Sizes:
         if self.dynamic_batch:
             dims[0] = torch.export.Dim("batch")
         if self.dynamic_size:
-            dims[2] = torch.export.Dim("height", min=least[0])
-            dims[3] = torch.export.Dim("width", min=least[1])
+            dims[self.layout.index("H")] = torch.export.Dim("height", min=least[0])
+            dims[self.layout.index("W")] = torch.export.Dim("width", min=least[1])
         return (dims,)
 
     def others(self, example: Tensor, patch: Sequence[int]) -> Iterator[Tensor]:
@@ -88,7 +92,12 @@ class Sizes:
             height, width = self.plane
             batch = 1 if self.dynamic_batch else len(example)
             sides = height + patch[0] + 1, width + 2 * patch[1] + 1
-            yield example.new_zeros(batch, example.shape[1], *sides)
+            channels = example.shape[self.layout.index("C")]
+            yield example.new_zeros(self._shape(batch, channels, *sides))
+
+    def _shape(self, images: int, channels: int, height: int, width: int) -> list[int]:
+        sizes = {"N": images, "C": channels, "H": height, "W": width}
+        return [sizes[name] for name in self.layout]
 
     def check_open(self, dims: Sequence[object]) -> None:
         """Check that what was asked to be open is open in what was traced.
@@ -99,7 +108,9 @@ class Sizes:
         Raises:
             ValueError: the model's code has fixed one.
         """
-        for index, option in ((0, "dynamic_batch"), (2, "dynamic_size"), (3, "dynamic_size")):
+        options = {"N": "dynamic_batch", "H": "dynamic_size", "W": "dynamic_size"}
+        for name, option in options.items():
+            index = self.layout.index(name)
             if getattr(self, option) and isinstance(dims[index], int):
                 raise ValueError(
                     f"the model's own code fixes dimension {index} of its input to {dims[index]}; "
@@ -140,8 +151,8 @@ def plain_module(
     *,
     float32_io: bool = False,
     example_input: Tensor | None = None,
-) -> tuple[PlainConvMixer, Tensor]:
-    """Return ``model`` in plain form, on the CPU, and an input to trace it with.
+) -> tuple[PlainConvMixer, Tensor, Sizes]:
+    """Return ``model`` in plain form, on the CPU, an input to trace it with, and its sizes.
 
     Raises:
         UnsupportedModelError: it is no ConvMixer in eval mode.
@@ -149,11 +160,12 @@ def plain_module(
     """
     if isinstance(unwrap(model), FusedConvMixer):
         raise UnsupportedModelError(
-            "the model is optimized already, and its kernels cannot be exported; pass the one it "
-            "was made from"
+            "the model is optimized already, and its kernels cannot be exported; pass the "
+            f"{unwrap(model).made_from or 'model'} that it was made from"
         )
     with torch.inference_mode(False), torch.no_grad():
         spec = recognize(model, example_input)
+        sizes = replace(sizes, layout=spec.input_layout)
         sizes.check(spec.conditions)
         _, stem_channels, *patch = spec.stem.weight.shape
         if any(side < p for side, p in zip(sizes.plane, patch, strict=True)):
@@ -164,17 +176,19 @@ def plain_module(
         module = PlainConvMixer(fold(spec, dtype), form, float32_io=float32_io).cpu()
         # What stands before the stem may change the channels: those of the example, or a guess.
         channels = [*dict.fromkeys((stem_channels, 3, 1))]
-        if example_input is not None:
-            channels = [example_input.shape[1]]
         wanted = torch.float32 if float32_io else dtype
-        return module, _accepted(module, [sizes.example(c, wanted) for c in channels])
+        if example_input is not None:
+            channels = [example_input.shape[sizes.layout.index("C")]]
+            if example_input.dtype == torch.uint8:
+                wanted = torch.uint8
+        return module, _accepted(module, [sizes.example(c, wanted) for c in channels]), sizes
 
 
-def output_shapes(module: nn.Module, example: Tensor) -> list[tuple[int, ...]]:
-    """Return the shapes of what a module returns. Nothing is computed."""
+def output_shapes(module: nn.Module, example: Tensor) -> list[tuple[str, tuple[int, ...]]]:
+    """Return names and shapes of what a module returns. Nothing is computed."""
     with tracing(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        outputs = pytree.tree_leaves(module(torch.empty_like(example)))
-        return [tuple(output.shape) for output in outputs]
+        outputs = named_tensors(module(torch.empty_like(example)))
+        return [(name, tuple(output.shape)) for name, output in outputs]
 
 
 _TRACING = threading.RLock()

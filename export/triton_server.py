@@ -21,6 +21,7 @@ _TYPES = {
     "INT64": "TYPE_INT64",
     "INT32": "TYPE_INT32",
     "BOOL": "TYPE_BOOL",
+    "UINT8": "TYPE_UINT8",
     "float32": "TYPE_FP32",
     "float16": "TYPE_FP16",
     "bfloat16": "TYPE_BF16",

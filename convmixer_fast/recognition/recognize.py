@@ -52,14 +52,15 @@ def recognize(model: nn.Module, example_input: Tensor | None = None) -> ConvMixe
 
     Args:
         model: any module, in eval mode, of one image batch (N, C, H, W). It is only read.
-        example_input: a batch that it takes; needed only where its size cannot be guessed.
+        example_input: a batch that it takes; needed only where its size cannot be guessed, or
+            where the model looks at its dtype (uint8).
 
     Returns:
         The specification; its tensors may be the model's own.
 
     Raises:
         TypeError: ``model`` is not an ``nn.Module``.
-        ValueError: ``example_input`` is not a tensor (N, C, H, W).
+        ValueError: ``example_input`` is not a tensor (N, C, H, W) or (N, H, W, C).
         UnsupportedModelError: the model is no ConvMixer in eval mode; the message names
             the first place that differs, what was expected there and what was found.
     """
@@ -87,6 +88,7 @@ def recognize(model: nn.Module, example_input: Tensor | None = None) -> ConvMixe
         conditions=traced.conditions,
         taps=around.taps,
         input_name=traced.input_name,
+        input_layout=traced.input_layout,
     )
 
 

@@ -44,6 +44,8 @@ class Trace:
     """Whether the input was guessed rather than given."""
     input_name: str
     """What the module's forward calls the image."""
+    input_layout: str
+    """Of the image: ``"NCHW"`` or ``"NHWC"``."""
     types: tuple[type, ...]
     """Dataclasses in what it returns: see :class:`outputs.PlainOutputs`; () for none."""
 
@@ -75,7 +77,7 @@ def trace(model: nn.Module, example_input: Tensor | None = None) -> Trace:
 
     Raises:
         TypeError: ``model`` is not an ``nn.Module``.
-        ValueError: ``example_input`` is not a tensor (N, C, H, W).
+        ValueError: ``example_input`` is not a tensor (N, C, H, W) or (N, H, W, C).
         UnsupportedModelError: it cannot be traced on one image batch (N, C, H, W).
     """
     if not isinstance(model, nn.Module):
@@ -87,21 +89,24 @@ def trace(model: nn.Module, example_input: Tensor | None = None) -> Trace:
     if example_input is not None:
         if not isinstance(example_input, Tensor) or example_input.dim() != 4:
             found = getattr(example_input, "shape", type(example_input).__name__)
-            raise ValueError(f"example_input must be a tensor (N, C, H, W), got {found}")
+            raise ValueError(
+                f"example_input must be a tensor (N, C, H, W) or (N, H, W, C), got {found}"
+            )
         if prefix is not None:
             with torch.no_grad():
                 example_input = prefix(example_input)
         # Only the shape matters, and a batch of 1 would be taken for a constant.
         example_input = example_input.new_zeros((2, *example_input.shape[1:]))
-        return _finish(_exported(body, example_input), prefix, name)
+        layout = _layout(body, example_input)
+        return _finish(_exported(body, example_input, layout), prefix, name, layout)
     failures: list[UnsupportedModelError] = []
-    for candidate in _candidate_inputs(body):
+    for candidate, layout in _candidate_inputs(body):
         try:
-            exported = _exported(body, candidate)
+            exported = _exported(body, candidate, layout)
         except UnsupportedModelError as error:
             failures.append(error)
             continue
-        return _finish(exported, prefix, name, guessed=True)
+        return _finish(exported, prefix, name, layout, guessed=True)
     raise UnsupportedModelError(f"{failures[0]}{_advice(body, failures)}")
 
 
@@ -131,9 +136,9 @@ def _advice(model: nn.Module, failures: list[UnsupportedModelError]) -> str:
             "; its code takes a path by the values of the image, which one graph cannot do: pass "
             "the part of the model that does not"
         )
-    example = next(_candidate_inputs(model))[0]
+    example = next(_candidate_inputs(model))[0][0]
     try:
-        _export(model, example)
+        _export(model, example, "NCHW")
     except UnsupportedModelError:
         # What any size would meet is no matter of size.
         if all(isinstance(cause, TypeError | AttributeError | NameError) for cause in causes):
@@ -203,7 +208,16 @@ def _first_convolution(model: nn.Module) -> Tensor | None:
     return next((p for p in model.parameters() if p.dim() == 4), None)
 
 
-def _candidate_inputs(model: nn.Module) -> Iterator[Tensor]:
+def _layout(model: nn.Module, example: Tensor) -> str:
+    """Return the layout of an image that was given: channels are what the stem reads, or few."""
+    weight = _first_convolution(model)
+    for fits in ((() if weight is None else weight.shape[1:2]), (1, 3, 4)):
+        if example.shape[1] in fits or example.shape[3] in fits:
+            return "NCHW" if example.shape[1] in fits else "NHWC"
+    return "NCHW"
+
+
+def _candidate_inputs(model: nn.Module) -> Iterator[tuple[Tensor, str]]:
     weight = _first_convolution(model)
     if weight is None:
         raise UnsupportedModelError(
@@ -214,28 +228,29 @@ def _candidate_inputs(model: nn.Module) -> Iterator[Tensor]:
     # Any size should do; then the two that models are commonly made for.
     for height, width in ((8 * patch, 9 * patch), (224, 224), (32, 32)):
         for c in channels:
-            yield torch.zeros(2, c, height, width, dtype=weight.dtype, device=weight.device)
+            yield weight.new_zeros(2, c, height, width), "NCHW"
+    yield weight.new_zeros(2, 8 * patch, 9 * patch, weight.shape[1]), "NHWC"
 
 
 def _exported(
-    model: nn.Module, example: Tensor
+    model: nn.Module, example: Tensor, layout: str
 ) -> tuple[torch.export.ExportedProgram, tuple[type, ...]]:
     """Export, and return the dataclasses that it returns too."""
     try:
-        return _export(model, example), ()
+        return _export(model, example, layout), ()
     except UnsupportedModelError as error:
         if "not a known type" not in str(error):
             raise
     plain = PlainOutputs(model)
-    return _export(plain, example), tuple(plain.seen.types)
+    return _export(plain, example, layout), tuple(plain.seen.types)
 
 
-def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+def _export(model: nn.Module, example: Tensor, layout: str) -> torch.export.ExportedProgram:
     from torch.fx.experimental import _config
 
     shapes = torch.export.ShapesCollection()
     auto = torch.export.Dim.AUTO
-    shapes[example] = dict.fromkeys((0, 2, 3), auto) if example.dim() == 4 else {0: auto}
+    shapes[example] = {layout.index(name): auto for name in "NHW"} if example.dim() == 4 else {}
     try:
         # A model that was compiled inside is traced through; gradients are off, so that a
         # no_grad() inside the model leaves no mark in the graph; height and width stay
@@ -283,6 +298,7 @@ def _finish(
     exported: tuple[torch.export.ExportedProgram, tuple[type, ...]],
     prefix: nn.Module | None,
     input_name: str,
+    layout: str,
     guessed: bool = False,
 ) -> Trace:
     program, types = exported
@@ -292,10 +308,10 @@ def _finish(
         raise UnsupportedModelError(
             f"expected a model of one input (N, C, H, W), found inputs {list(inputs)}"
         )
-    conditions = tuple(_size_conditions(values[0]))
+    conditions = tuple(_size_conditions(values[0], layout))
     for condition in conditions:
         _check_condition(condition)
-    return Trace(program, prefix, conditions, guessed, input_name, types)
+    return Trace(program, prefix, conditions, guessed, input_name, layout, types)
 
 
 def _check_condition(condition: SizeCondition) -> None:
@@ -309,7 +325,7 @@ def _check_condition(condition: SizeCondition) -> None:
         ) from error
 
 
-def _size_conditions(value: Any) -> Iterator[SizeCondition]:
+def _size_conditions(value: Any, layout: str) -> Iterator[SizeCondition]:
     """Yield the conditions on the input's size that the model's own code put there.
 
     ``torch.export`` records every condition; those that arise inside PyTorch (strides,
@@ -319,8 +335,8 @@ def _size_conditions(value: Any) -> Iterator[SizeCondition]:
     from torch.utils._sympy.printers import PythonPrinter
 
     names: dict[Any, Any] = {}
-    for name, dim in (("N", 0), ("H", 2), ("W", 3)):
-        size = value.shape[dim]
+    for name in "NHW":
+        size = value.shape[layout.index(name)]
         symbol = size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
         if symbol.is_Symbol and symbol not in names:
             names[symbol] = sympy.Symbol(name, integer=True)

@@ -51,7 +51,10 @@ class FusedConvMixer(ConvMixerInterface):
     # What modules pickled by former versions do not have.
     taps: tuple[int, ...] = ()
     input_name = "x"
+    input_layout = "NCHW"
     in_training = "raise"
+    made_from = ""
+    """What the source is called, for messages."""
 
     def __init__(
         self,
@@ -76,6 +79,7 @@ class FusedConvMixer(ConvMixerInterface):
         self.conditions = folded.conditions
         self.taps = folded.taps
         self.input_name = folded.input_name
+        self.input_layout = folded.input_layout
         self.prefix = folded.prefix
         self.preprocess = folded.preprocess
         self.stem = PatchEmbed(folded.stem, backend)
@@ -111,7 +115,8 @@ class FusedConvMixer(ConvMixerInterface):
     def forward(self, x: Tensor | None = None, **named: Tensor) -> Any:
         """Map images (N, in_chans, H, W) to what the source module returns for them.
 
-        They may also be given by the name that the source's forward has for them.
+        They are in the layout and dtype that the source takes, and may also be given by the name
+        that its forward has for them.
 
         Raises:
             ValueError: the shape is wrong: not 4-D, other channels, smaller than a patch,
@@ -311,8 +316,9 @@ class FusedConvMixer(ConvMixerInterface):
         if self.prefix is not None:
             x = self.prefix(x)
         if self.conditions and x.dim() == 4:
+            sizes = [x.shape[self.input_layout.index(name)] for name in "NHW"]
             for condition in self.conditions:
-                if not condition.holds(x.shape[0], x.shape[2], x.shape[3]):
+                if not condition.holds(*sizes):
                     raise ValueError(
                         f"the source model's code looks at its input's size, and was recognised "
                         f"for sizes where {condition.text}; this input is {tuple(x.shape)}. "
