@@ -19,6 +19,7 @@ from convmixer_fast.errors import (
     CheckpointError,
     ConvMixerFastError,
     InferenceOnlyError,
+    ReleasedWeightsError,
     UnsupportedModelError,
 )
 from convmixer_fast.folding import fold
@@ -39,6 +40,7 @@ __all__ = [
     "ConvMixerFastError",
     "FusedConvMixer",
     "InferenceOnlyError",
+    "ReleasedWeightsError",
     "UnsupportedModelError",
     "__version__",
     "backend_info",

@@ -11,6 +11,7 @@ __all__ = [
     "InferenceOnlyError",
     "MismatchError",
     "MissingDependencyError",
+    "ReleasedWeightsError",
     "TensorRTError",
     "UnsupportedModelError",
 ]
@@ -42,6 +43,10 @@ class MismatchError(ConvMixerFastError, RuntimeError):
 
 class MissingDependencyError(ConvMixerFastError, ImportError):
     """A package that only a part of this one needs is not installed; says which."""
+
+
+class ReleasedWeightsError(ConvMixerFastError, RuntimeError):
+    """Something needs weights that a module has let go of: ``optimize(release=True)``."""
 
 
 class TensorRTError(ConvMixerFastError, RuntimeError):

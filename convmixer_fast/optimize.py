@@ -26,6 +26,7 @@ def optimize(
     static_output: bool = False,
     chunk: int | None = None,
     in_training: str = "raise",
+    release: bool = False,
 ) -> FusedConvMixer:
     """Return a module that computes what ``model`` does, faster.
 
@@ -49,6 +50,8 @@ def optimize(
         in_training: what ``train()``, of the module or of one that it is a part of, does:
             ``"raise"``: a call in training mode raises; ``"stay"``: it stays in eval mode, as the
             frozen part of a module that is trained. No gradient flows into it either way.
+        release: on a CPU, whether the weights are held in packed form alone: see
+            :meth:`FusedConvMixer.release`.
 
     Returns:
         The optimized module, on the model's device, for inference only.
@@ -58,7 +61,7 @@ def optimize(
         UnsupportedModelError: ``model`` is no ConvMixer in eval mode; says where it differs.
         ValueError: there is no backend of that name, ``example_input`` is not a tensor of four
             dimensions, or ``cuda_graphs``, ``chunk`` or ``in_training`` is none of its values.
-        BackendUnavailableError: the backend named cannot run here.
+        BackendUnavailableError: the backend named cannot run here, or ``release`` is not for it.
     """
     if cuda_graphs not in ("auto", True, False):
         raise ValueError(f"cuda_graphs must be 'auto', True or False, got {cuda_graphs!r}")
@@ -107,4 +110,6 @@ def optimize(
         config = getattr(source, name, None)
         if config is not None:
             setattr(fused, name, copy.deepcopy(config))
+    if release:
+        fused.release()
     return fused

@@ -117,6 +117,52 @@ def test_what_timm_reads_of_a_model_is_kept():
     assert optimize(model).pretrained_cfg == model.pretrained_cfg
 
 
+@pytest.mark.timm
+@pytest.mark.parametrize("indices", [[0, 2], [-1], 2])
+def test_timms_feature_wrapper(indices):
+    """Around an optimized model, and optimized itself."""
+    model = randomize(timm_convmixer(24, 4, kernel_size=5, patch_size=4, num_classes=7))
+    from timm.models._features import FeatureGetterNet
+
+    theirs = FeatureGetterNet(copy.deepcopy(model), out_indices=indices)
+    around = FeatureGetterNet(optimize(model), out_indices=indices)
+    inside = optimize(theirs)
+    x = torch.randn(2, 3, 20, 24)
+    with torch.no_grad():
+        for found in (around(x), inside(x)):
+            torch.testing.assert_close(found, theirs(x))
+    assert inside.explain(x).one_call
+    assert len(around.model.blocks) == len(theirs.model.blocks) == len(inside.blocks)
+    for name in ("channels", "reduction", "module_name"):
+        assert getattr(around.feature_info, name)() == getattr(theirs.feature_info, name)()
+
+
+@pytest.mark.timm
+def test_timms_own_checks_of_a_model():
+    """What its tests ask of every model: shapes, finite numbers, other heads, features."""
+    model = randomize(timm_model("convmixer_1024_20_ks9_p14", num_classes=42))
+    fast, x = optimize(model), torch.randn(1, 3, 96, 96)
+    with torch.no_grad():
+        logits = fast(x)
+        assert logits.shape == (1, 42)
+        assert logits.isfinite().all()
+        features = fast.forward_features(x)
+        assert features.shape[1] == fast.num_features
+        assert fast.forward_head(features, pre_logits=True).shape == (1, fast.head_hidden_size)
+        last, maps = fast.forward_intermediates(x)
+        assert len(maps) == len(fast.feature_info) == 20
+        assert [m.shape[1] for m in maps] == [row["num_chs"] for row in fast.feature_info]
+        assert {96 // m.shape[-1] for m in maps} <= {16, fast.feature_info[0]["reduction"]}
+        torch.testing.assert_close(last, features)
+        fast.reset_classifier(0)
+        assert fast(x).shape == (1, fast.num_features)
+        fast.reset_classifier(0, "")
+        assert fast(x).shape == features.shape
+        fast.reset_classifier(3, "avg")
+        assert fast(x).shape == (1, 3)
+    assert fast.pretrained_cfg["first_conv"] == "stem.0"
+
+
 @pytest.mark.parametrize("size", [(4, 4), (5, 7), (31, 64), (64, 31), (224, 224)])
 @pytest.mark.parametrize("batch", [0, 1, 5])
 def test_any_batch_and_size(fast, model, size, batch):

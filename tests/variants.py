@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -159,6 +160,90 @@ class Pyramid(nn.Module):
         return self.head(maps)
 
 
+class InvertedResidual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(16, 32, 1, bias=False),
+            nn.BatchNorm2d(32),
+            nn.ReLU6(),
+            nn.Conv2d(32, 32, 3, padding=1, groups=32, bias=False),
+            nn.BatchNorm2d(32),
+            nn.ReLU6(),
+            nn.Conv2d(32, 16, 1, bias=False),
+            nn.BatchNorm2d(16),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class AttentionPooling(nn.Module):
+    """Tokens of the map, a learned query, and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.linear = nn.Parameter(torch.randn(1, 1, 16)), nn.Linear(16, 3)
+        self.keys, self.values = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        query = self.query.expand(x.shape[0], -1, -1)
+        pooled = F.scaled_dot_product_attention(query, self.keys(tokens), self.values(tokens))
+        return self.linear(pooled[:, 0])
+
+
+class FeaturePyramid(nn.Module):
+    """Sums of 1 x 1 convolutions of several maps, from the deepest on, as a named tuple."""
+
+    class Levels(NamedTuple):
+        fine: Tensor
+        coarse: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Pyramid(lambda maps: maps)
+        self.lateral = nn.ModuleList(nn.Conv2d(16, 8, 1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> "FeaturePyramid.Levels":
+        maps = self.body(x)[2:]
+        level = self.lateral[2](maps[2])
+        levels = [level]
+        for lateral, features in zip(self.lateral[1::-1], maps[1::-1], strict=True):
+            level = level + lateral(features)
+            levels.append(level)
+        return self.Levels(fine=levels[2], coarse=F.max_pool2d(levels[0], 2))
+
+
+class UNet(nn.Module):
+    """Concatenates the image, the stem's output and the last map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = locuslab(16, 3, 3, 2)
+        self.up, self.out = nn.ConvTranspose2d(32, 8, 2, 2), nn.Conv2d(11, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stem = self.body[:3](x)
+        features = self.body[3:6](stem)
+        return self.out(torch.cat((F.relu(self.up(torch.cat((stem, features), 1))), x), 1))
+
+
+class OfDifferentLayers(nn.Module):
+    """Kernel, dilation, activation, width and order of norm and activation change on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        first, second = locuslab(8, 1, 3, 4, act=nn.SiLU), locuslab(8, 1, 5, 4, dilation=2)
+        third = locuslab(8, 1, 7, 4, act=nn.ReLU, norm=FrozenBatchNorm)
+        wider = nn.Sequential(third[3][0], nn.Conv2d(8, 24, 1), nn.BatchNorm2d(24), nn.LeakyReLU())
+        self.body = nn.Sequential(*first[:4], second[3], wider)
+        self.linear = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.body(x).mean((2, 3)))
+
+
 @dataclass
 class Output:
     logits: Tensor
@@ -229,6 +314,13 @@ VARIANTS: dict[str, Variation] = {
             nn.Linear(16, 3),
         )
     ),
+    "inverted-residual-decoder": Variation(
+        lambda: _decoder(InvertedResidual(), InvertedResidual(), nn.Conv2d(16, 3, 1))
+    ),
+    "attention-pooling": Variation(lambda: _decoder(AttentionPooling())),
+    "feature-pyramid": Variation(FeaturePyramid),
+    "u-net": Variation(UNet, (2, 3, 12, 18)),
+    "different-layers": Variation(OfDifferentLayers, _LARGE),
     "super-resolution": Variation(SuperResolution, (2, 3, 9, 11)),
     "flip-averaging": Variation(FlipAveraging),
     "maps-in-a-list": Variation(lambda: Pyramid(lambda maps: maps)),

@@ -156,7 +156,7 @@ _POOL_OPERATIONS = frozenset(
 def _plain_head(flow: Dataflow, features: fx.Node) -> Head | None:
     """Return the head if it is global pooling and at most one linear layer, else None."""
     structure = flow.program.call_spec.out_spec
-    start = flow.order[features]
+    start = flow.order[features] + 1  # which may be an operation in place itself
     if not (structure is not None and structure.is_leaf()) or flow.writes(start, len(flow.nodes)):
         return None
     last = flow.source(_outputs(flow)[0])

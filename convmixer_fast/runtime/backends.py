@@ -236,6 +236,8 @@ class Backend:
     """Whether its calls can be CUDA graphs."""
     tunes: bool = False
     """Whether :meth:`fused.FusedConvMixer.tune` can measure what suits it."""
+    packs: bool = False
+    """Whether its trunk has copies of the weights, and needs those it was made of no more."""
 
 
 _BACKENDS = {
@@ -250,7 +252,7 @@ _BACKENDS = {
         tunes=True,
     ),
     "cpu": Backend(
-        "convmixer_fast.runtime.cpu", "cpu", _cpu_why_not, _cpu_status, trunk="CpuTrunk"
+        "convmixer_fast.runtime.cpu", "cpu", _cpu_why_not, _cpu_status, trunk="CpuTrunk", packs=True
     ),
     "reference": Backend("convmixer_fast.reference", "ref", lambda device: None, _reference_status),
 }

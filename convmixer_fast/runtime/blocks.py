@@ -6,12 +6,13 @@ The tensors are parameters that require no gradient, so that ``.to()``, ``state_
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from convmixer_fast import ops
+from convmixer_fast.errors import ReleasedWeightsError
 from convmixer_fast.spec import FoldedBlock, FoldedLayer
 
 __all__ = [
@@ -31,6 +32,7 @@ class FusedBlock(nn.Module):
     bias: nn.Parameter | None
     scale: nn.Parameter | None
     shift: nn.Parameter | None
+    released = False
 
     def __init__(self, block: FoldedBlock, backend: str) -> None:
         super().__init__()
@@ -42,6 +44,8 @@ class FusedBlock(nn.Module):
         self.backend = backend
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.need_weights("a change of dtype or device")
+
         # .half() and .to(bfloat16) leave the per-channel vectors in float32: the kernels
         # take them so, and rounding them would cost accuracy and save nothing.
         def keep_vectors(tensor: Tensor) -> Tensor:
@@ -53,8 +57,39 @@ class FusedBlock(nn.Module):
         super()._apply(keep_vectors, recurse)
         return self
 
+    def release(self) -> None:
+        """Let go of the numbers. Tensors keep shape, dtype and device, and hold one NaN."""
+        for parameter in self.parameters():
+            parameter.data = parameter.new_full((), float("nan")).expand(parameter.shape)
+        self.released = True
+
+    def need_weights(self, what: str) -> None:
+        """Raise ReleasedWeightsError where they are gone."""
+        if self.released:
+            raise ReleasedWeightsError(
+                f"{what} needs the weights, which this module has let go of; call optimize() "
+                "without release=True"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.need_weights("a copy")
+        return self.__dict__
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.need_weights("state_dict()")
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.need_weights("load_state_dict()")
+        super()._load_from_state_dict(*args, **kwargs)
+
     def folded(self) -> FoldedBlock:
-        """Return the tensors as plain data; they are not copied."""
+        """Return the tensors as plain data; they are not copied.
+
+        Raises:
+            ReleasedWeightsError: they are gone.
+        """
+        self.need_weights("a call other than that which they were packed for")
         return FoldedBlock(self.weight, self.bias, self.scale, self.shift, self.activation)
 
     def extra_repr(self) -> str:
@@ -68,6 +103,7 @@ class PatchEmbed(FusedBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, C_in, H, W) to (N, C_out, H // P_h, W // P_w)."""
+        self.need_weights("running op by op")
         return ops.patch_embed(
             x, self.weight, self.bias, self.scale, self.shift,
             activation=self.activation, backend=self.backend,
@@ -82,6 +118,7 @@ class DepthwiseBlock(FusedBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C, H, W)."""
+        self.need_weights("running op by op")
         return ops.depthwise_block(
             x, self.weight, self.bias, self.scale, self.shift,
             activation=self.activation, residual=self.residual, backend=self.backend,
@@ -93,6 +130,7 @@ class PointwiseBlock(FusedBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C_in, H, W) to (N, C_out, H, W)."""
+        self.need_weights("running op by op")
         return ops.pointwise_block(
             x, self.weight, self.bias, self.scale, self.shift,
             activation=self.activation, backend=self.backend,

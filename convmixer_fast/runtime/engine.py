@@ -134,6 +134,23 @@ class Engine:
             outside=parts_outside(model, outside if model.source_head is None else ()),
         )
 
+    def release(self, model: Model, x: Tensor) -> None:
+        """Make the trunk for ``x``, the stem's input, and let go of the weights that it has packed.
+
+        Raises:
+            BackendUnavailableError: there is no such trunk; says why.
+        """
+        found = self._ready(model, x)
+        if found is None or found.source is None or not backends.row(found.backend).packs:
+            reason = self._find(model, x).reason
+            why = reason.text if reason else f"the backend {model.backend!r} reads them in place"
+            raise BackendUnavailableError(
+                f"the weights cannot be released: {why}. That is for the CPU backend, where one "
+                "call runs all layers on packed copies"
+            )
+        found.source.release()
+        self._made = {found.where: found._replace(source=Source(model))}
+
     def bare_trunks(self, model: Model, x: Tensor) -> tuple[Callable[..., Trunk], Tensor]:
         """Return what makes Triton trunks of ``model`` with given options, and their input.
 

@@ -76,7 +76,8 @@ def _convolutions(module: nn.Module) -> str:
     count = 0
     for part in module.modules():
         if isinstance(part, fx.GraphModule):
-            count += sum("conv" in str(node.target) for node in part.graph.nodes)
+            calls = (node for node in part.graph.nodes if node.op == "call_function")
+            count += sum("conv" in str(node.target) for node in calls)
         elif isinstance(part, nn.modules.conv._ConvNd):
             count += 1
     if count == 0:

@@ -183,6 +183,21 @@ class FusedConvMixer(ConvMixerInterface):
         """
         self._engine.forget()
 
+    def release(self) -> None:
+        """Let go of the weights of stem and layers, of which the CPU backend has packed copies.
+
+        That halves the memory that the module holds. It can then no longer be copied, pickled,
+        saved, moved or cast, nor run where single operations are looked at (hooks, compilers,
+        autocast): these raise.
+
+        Raises:
+            BackendUnavailableError: one call of the CPU backend does not run all layers.
+        """
+        stem: Any = self.stem
+        image = stem.weight.new_zeros(1, *stem.weight.shape[1:])
+        with torch.inference_mode():
+            self._engine.release(self, image)
+
     def warmup(self, *shapes: Sequence[int]) -> None:
         """Run zeros of each shape (N, in_chans, H, W): later calls have nothing to prepare.
 

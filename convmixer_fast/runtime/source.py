@@ -186,6 +186,11 @@ class Source:
         stem = _cast(self._blocks["stem"].folded(), dtype)
         return make(stem, tuple(self._layers(dtype)), self._folded_head(dtype), **options)
 
+    def release(self) -> None:
+        """Let go of the weights of stem and layers."""
+        for block in self._configured:
+            block.release()
+
     def _layers(self, dtype: torch.dtype) -> Iterator[FoldedLayer]:
         """Yield the layers; one that stands at several positions is one object at each."""
         made: dict[tuple[int, int], FoldedLayer] = {}
