@@ -12,7 +12,7 @@ from convmixer_fast._version import __version__
 from convmixer_fast.models.preprocessing import Preprocessing
 from convmixer_fast.recognition.tracing import unwrap
 
-__all__ = ["Description", "describe", "preprocessing_of", "read_description"]
+__all__ = ["Description", "describe", "preprocessing_of", "read_description", "weights_of"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Description:
     preprocessing: Preprocessing | None
     labels: tuple[str, ...]
     """Empty where they are not known."""
+    weights: str = ""
+    """``"random"`` where they are known to be; else empty."""
 
     def of_size(self, plane: tuple[int, int]) -> "Description":
         """Return it for a file that takes images of one size alone."""
@@ -54,6 +56,8 @@ class Description:
             found["preprocessing"] = json.dumps(asdict(self.preprocessing))
         if self.labels:
             found["labels"] = json.dumps(self.labels)
+        if self.weights:
+            found["weights"] = self.weights
         return found
 
 
@@ -76,7 +80,12 @@ def describe(
         preprocessing = preprocessing_of(known)
     names = tuple(labels or known.get("label_names") or ())
     name = known.get("architecture") or type(model).__name__
-    return Description(str(name), precision, preprocessing, names)
+    return Description(str(name), precision, preprocessing, names, weights_of(model))
+
+
+def weights_of(model: nn.Module) -> str:
+    """Return ``"random"`` for a model of :func:`models.randomize.randomize`, else nothing."""
+    return "random" if getattr(unwrap(model), "random_weights", False) else ""
 
 
 def preprocessing_of(config: Mapping[str, Any]) -> Preprocessing | None:
@@ -100,4 +109,4 @@ def read_description(properties: Mapping[str, str]) -> Description:
         preprocessing = Preprocessing(**data)
     labels = tuple(json.loads(properties.get("labels", "[]")))
     model, precision = properties.get("model", ""), properties.get("precision", "")
-    return Description(model, precision, preprocessing, labels)
+    return Description(model, precision, preprocessing, labels, properties.get("weights", ""))

@@ -1,5 +1,6 @@
 """``to_torch_export``: a ConvMixer as a ``.pt2`` file, and compiled by AOTInductor."""
 
+import json
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from convmixer_fast.export.checks import (
     random_images,
 )
 from convmixer_fast.export.forms import FORMS
+from convmixer_fast.export.metadata import describe
 from convmixer_fast.export.trace import DTYPES, Sizes, plain_module, tracing
 from convmixer_fast.optimize import optimize
 
@@ -103,7 +105,8 @@ def to_torch_export(
                 torch._inductor.aoti_compile_and_package(program, package_path=str(made))
                 loaded: Any = torch._inductor.aoti_load_package(str(made))
             else:
-                torch.export.save(program, made)
+                said = json.dumps(describe(model, precision, None, None).properties())
+                torch.export.save(program, made, extra_files={"convmixer_fast.json": said})
                 loaded = torch.export.load(made).module()
             batches = {"random": random_images(example)}
             for other in sizes.others(example, patch):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from convmixer_fast._version import __version__
 from convmixer_fast.errors import MissingDependencyError, UnsupportedModelError
 from convmixer_fast.export import trt_bindings
+from convmixer_fast.export.metadata import weights_of
 from convmixer_fast.export.trt_build import Build, TensorInfo, write_atomically
 from convmixer_fast.export.trt_network import DepthwiseOp, plain_head
 from convmixer_fast.folding import fold
@@ -53,6 +54,8 @@ class EngineReport:
     versions: dict[str, str]
     """Of this package, TensorRT and PyTorch."""
     preprocessing: dict[str, Any] | None
+    weights: str = ""
+    """``"random"`` where a model's are known to be; else empty."""
 
 
 def metadata_path(path: str | Path) -> Path:
@@ -172,6 +175,7 @@ def to_tensorrt(
             "torch": torch.__version__,
         },
         preprocessing=None if preprocessing is None else asdict(preprocessing),
+        weights=weights_of(model_or_onnx) if isinstance(model_or_onnx, nn.Module) else "",
     )
     write_atomically(path, plan)
     said = {key: value for key, value in asdict(report).items() if key != "path"}

@@ -71,8 +71,17 @@ def main() -> None:
         sys.exit(2)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"convmixer_fast {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print it.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what is decided.")] = False,
 ) -> None:
     logging.basicConfig(

@@ -52,12 +52,26 @@ class Source:
     pretrained: Annotated[bool, typer.Option("--pretrained", help="timm's trained weights.")] = (
         False
     )
+    random_weights: Annotated[
+        bool,
+        typer.Option("--random-weights", help="For a name without weights: to try a runtime."),
+    ] = False
 
     def read(self, labels: Path | None = None) -> "_Model":
         """Read the model, and what is known of its images and classes."""
         from convmixer_fast.export.metadata import preprocessing_of
 
-        model, _ = find_model(self.model, self.activation, self.pretrained)
+        if self.pretrained and self.random_weights:
+            raise ValueError("--pretrained and --random-weights exclude each other")
+        model, trained = find_model(self.model, self.activation, self.pretrained)
+        if not trained and not self.random_weights:
+            raise ValueError(
+                f"{self.model} names an architecture, and an export of it would have random "
+                "weights; pass a checkpoint file, --pretrained for timm's weights of a timm name, "
+                "or --random-weights if that is what you want"
+            )
+        if not trained:
+            _out.print("the weights are random", highlight=False)
         metadata = read_checkpoint(self.model).metadata if Path(self.model).is_file() else {}
         prepare = None
         if {"mean", "std"} & set(metadata):

@@ -24,8 +24,14 @@ def find_model(name: str, activation: str | None, pretrained: bool) -> tuple[nn.
     """
     if Path(name).is_file():
         return load(name, activation=activation), True
-    if name.count("/") == 3 and name.replace("/", "").isdigit():
-        dim, depth, kernel, patch = map(int, name.split("/"))
+    numbers = name.split("/")
+    if all(number.isdigit() for number in numbers):
+        if len(numbers) != 4:
+            raise ValueError(
+                f"{name!r}: dim/depth/kernel/patch are four numbers, such as 256/8/5/2, got "
+                f"{len(numbers)}"
+            )
+        dim, depth, kernel, patch = map(int, numbers)
         architecture = Architecture(dim, depth, kernel, patch, activation or "gelu")
         return randomize(architecture.build()), False
     if name in PUBLISHED and not pretrained:

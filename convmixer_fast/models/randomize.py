@@ -19,7 +19,7 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
         seed: of the random numbers; PyTorch's global generator is not used.
 
     Returns:
-        ``model``, in eval mode.
+        ``model``, in eval mode. Its attribute ``random_weights`` says so to what is made of it.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -40,4 +40,5 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
                 fill(module.bias, -0.5, 0.5)
                 if module.weight is not None:
                     module.weight[::5].neg_()
+    model.random_weights = True  # type: ignore[assignment]
     return model.eval()

@@ -244,3 +244,10 @@ def test_predict_needs_a_classifier(run, tmp_path, pictures):
     code, _, err = run("predict", pictures, "-c", path, "--activation", "gelu")
     assert code == 2
     assert "the model has no classifier" in err
+
+
+def test_version(run):
+    from convmixer_fast import __version__
+
+    code, out, _ = run("--version")
+    assert (code, out) == (0, f"convmixer_fast {__version__}\n")

@@ -96,12 +96,16 @@ def test_pt2_and_triton_server(run, checkpoint, tmp_path):
     assert (tmp_path / "models" / "mixer" / "labels.txt").read_text() == "cat\ndog\nnone\n"
 
 
+RANDOM = "--random-weights"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("onnx", "no-such-model", "-o", "x.onnx"), "'no-such-model' is no file"),
-        (("onnx", "8/1/3/2", "-o", "x.onnx", "--precision", "int4"), "precision must be fp32"),
-        (("pt2", "8/1/3/2", "-o", "x.onnx"), "path must end in .pt2"),
+        (("onnx", "8/1/3/2", "-o", "x.onnx", "--precision", "int4", RANDOM), "precision must be"),
+        (("onnx", "8/1/3", "-o", "x.onnx"), "are four numbers, such as 256/8/5/2, got 3"),
+        (("pt2", "8/1/3/2", "-o", "x.onnx", RANDOM), "path must end in .pt2"),
         (("triton-server", "x.onnx", "-o", "models"), "no file at x.onnx"),
         (("triton-server", "x", "-o", "m", "--preferred-batches", "a"), "must be like 8,16"),
     ],
@@ -113,6 +117,43 @@ def test_wrong_usage_is_one_line_and_exit_code_2(run, arguments, message, tmp_pa
     assert code == 2
     assert message in err
     assert "Traceback" not in err
+
+
+NAMES = ["convmixer_768_32", "8/1/3/2"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("command", ["onnx", "pt2", "tensorrt"])
+def test_random_weights_are_asked_for(run, tmp_path, command, name):
+    """Nothing that is kept has weights that nobody trained, unless somebody wanted them."""
+    path = tmp_path / {"onnx": "m.onnx", "pt2": "m.pt2", "tensorrt": "m.plan"}[command]
+    code, _, err = run(command, name, "-o", path)
+    assert code == 2
+    assert f"{name} names an architecture, and an export of it would have random weights; " in err
+    assert "--pretrained" in err
+    assert "--random-weights" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_random_weights_are_said(run, tmp_path):
+    path = tmp_path / "model.onnx"
+    code, out, _ = run("onnx", "8/1/3/2", "-o", path, "--random-weights", "--image-size", 8)
+    assert code == 0
+    assert "the weights are random" in out
+    assert OnnxModule(path).description.weights == "random"
+    path = tmp_path / "model.pt2"
+    assert run("pt2", "8/1/3/2", "-o", path, "--random-weights", "--image-size", 8)[0] == 0
+    extra = {"convmixer_fast.json": ""}
+    torch.export.load(path, extra_files=extra)
+    assert json.loads(extra["convmixer_fast.json"])["weights"] == "random"
+    arguments = ["onnx", "8/1/3/2", "-o", path, "--random-weights", "--pretrained"]
+    assert "exclude each other" in run(*arguments)[2]
+
+
+def test_trained_weights_are_not_called_random(run, checkpoint, tmp_path):
+    path = tmp_path / "model.onnx"
+    assert run("onnx", checkpoint, "-o", path)[0] == 0
+    assert OnnxModule(path).description.weights == ""
 
 
 @pytest.mark.slow
