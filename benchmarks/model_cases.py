@@ -20,12 +20,35 @@ __all__ = ["MODELS", "SCALE", "convmixer_case", "import_timm", "named_case", "sc
 
 CIFAR = Architecture(256, 8, 5, 2, "gelu", num_classes=10)
 
+class Normalized(nn.Module):
+    """A model behind a normalisation of its images in PyTorch."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.full((1, 3, 1, 1), 0.45))
+        self.register_buffer("std", torch.full((1, 3, 1, 1), 0.22))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images to logits."""
+        logits: torch.Tensor = self.model((x - self.mean) / self.std)
+        return logits
+
+
+def _with_two_linear_layers() -> nn.Module:
+    model: Any = CIFAR.build()
+    model.head = nn.Sequential(nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, 10))
+    return randomize(model)
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
     **{
         name: (lambda a=architecture: randomize(a.build()), (3, 224, 224))  # type: ignore[misc]
         for name, architecture in PUBLISHED.items()
     },
     "cifar_256_8": (lambda: randomize(CIFAR.build()), (3, 32, 32)),
+    "cifar_256_8 normalised": (lambda: Normalized(randomize(CIFAR.build())).eval(), (3, 32, 32)),
+    "cifar_256_8 with a head of two layers": (_with_two_linear_layers, (3, 32, 32)),
     "digits": (lambda: digits_model()[0], (1, 8, 8)),
 }
 """How each is made, and its image (C, H, W). The digits model is trained; others have random

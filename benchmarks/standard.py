@@ -38,6 +38,9 @@ def standard_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
     yield named_case("convmixer_1536_20", 1, dtype)
     yield named_case("digits", 1, dtype)
     yield named_case("digits", small, dtype)
+    # With operations of PyTorch's before and after: threads of two owners may be in each other's way.
+    yield named_case("cifar_256_8 normalised", 16, dtype)
+    yield named_case("cifar_256_8 with a head of two layers", 1, dtype)
     batch = large if cuda else 1
     for bench in (bench_depthwise_block, bench_pointwise_block, bench_patch_embed):
         yield from bench.cases(batch, dtype, _OPS)

@@ -5,6 +5,7 @@ operations that change nothing in eval mode; :func:`extract` makes a module of t
 part of the graph between two values.
 """
 
+import copy
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -209,6 +210,12 @@ class SourceGraph(nn.Module):
         super().__init__()
         self.graph = graph
         self.structure = structure
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SourceGraph":
+        # The structure is shared: it never changes, and PyTorch warns where it is copied.
+        copied = SourceGraph(copy.deepcopy(self.graph, memo), self.structure)
+        memo[id(self)] = copied
+        return copied.train(self.training)
 
     def forward(self, *inputs: Tensor) -> Any:
         """Run the graph."""

@@ -11,6 +11,7 @@
 #include <mutex>
 #include <thread>
 
+#include "openmp_team.h"
 #include "placement.h"
 
 namespace convmixer_fast::cpu {
@@ -198,9 +199,18 @@ ThreadPool& pool() {
 }  // namespace
 
 void parallel_for(const std::vector<int64_t>& tasks, int threads, const Body& body) {
+  static std::atomic<bool> shared{false};
   Job job(tasks, body);
   const int useful = static_cast<int>(std::min<int64_t>(threads, job.tasks()));
-  if (useful <= 1 || !pool().try_run(job, useful)) job.work(0);
+  const auto work = [](void* data, int participant) {
+    static_cast<Job*>(data)->work(participant);
+  };
+  if (useful <= 1 || shared.exchange(true, std::memory_order_acquire)) {
+    job.work(0);
+  } else {
+    if (!run_on_openmp(useful, work, &job) && !pool().try_run(job, useful)) job.work(0);
+    shared.store(false, std::memory_order_release);
+  }
   job.rethrow();
 }
 

@@ -22,6 +22,11 @@ def _masked(m, f, x):
     return y
 
 
+def _squared(m, f, x):
+    f.mul_(f)
+    return m.linear(f.mean((2, 3)))
+
+
 def _scaled(m, f, x):
     f.mul_(0.5)
     return m.linear(f.mean((2, 3)))
@@ -43,11 +48,16 @@ def _in_a_dictionary(m, f, x):
 
 
 @pytest.mark.parametrize(
-    "head", [_masked, _scaled, _written_through_a_view, _in_place_relu, _in_a_dictionary]
+    "head", [_masked, _squared, _written_through_a_view, _in_place_relu, _in_a_dictionary]
 )
 def test_heads_that_write(head):
     assert not isinstance(recognize(Trunk(head, 8).eval()).head, Head)
     same(Trunk(head, 8))
+
+
+def test_a_scale_in_place_is_folded():
+    assert isinstance(recognize(Trunk(_scaled, 8).eval()).head, Head)
+    same(Trunk(_scaled, 8))
 
 
 def _clamped(m, f, x):
