@@ -20,6 +20,7 @@ __all__ = ["MODELS", "SCALE", "convmixer_case", "import_timm", "named_case", "sc
 
 CIFAR = Architecture(256, 8, 5, 2, "gelu", num_classes=10)
 
+
 class Normalized(nn.Module):
     """A model behind a normalisation of its images in PyTorch."""
 

@@ -38,7 +38,7 @@ def standard_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
     yield named_case("convmixer_1536_20", 1, dtype)
     yield named_case("digits", 1, dtype)
     yield named_case("digits", small, dtype)
-    # With operations of PyTorch's before and after: threads of two owners may be in each other's way.
+    # With operations of PyTorch's before and after: two owners of threads may disturb each other.
     yield named_case("cifar_256_8 normalised", 16, dtype)
     yield named_case("cifar_256_8 with a head of two layers", 1, dtype)
     batch = large if cuda else 1
