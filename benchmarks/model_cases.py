@@ -27,8 +27,8 @@ class Normalized(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.register_buffer("mean", torch.full((1, 3, 1, 1), 0.45))
-        self.register_buffer("std", torch.full((1, 3, 1, 1), 0.22))
+        self.mean = nn.Buffer(torch.full((1, 3, 1, 1), 0.45))
+        self.std = nn.Buffer(torch.full((1, 3, 1, 1), 0.22))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map images to logits."""

@@ -21,6 +21,7 @@ __all__ = [
     "Check",
     "ExportReport",
     "as_images",
+    "as_labelled",
     "check_outputs",
     "new_file",
     "photographs",
@@ -142,6 +143,24 @@ def as_images(name: str, images: object, example: Tensor, sizes: Sizes) -> Tenso
             f"{images.dtype}{'' if not images.is_floating_point() else ' with NaN or infinities'}"
         )
     return images.detach().cpu().float()
+
+
+def as_labelled(
+    validation: tuple[Tensor, Tensor], example: Tensor, sizes: Sizes
+) -> tuple[Tensor, Tensor]:
+    """Return images and their classes, if they fit each other and the export.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if not isinstance(validation, tuple | list) or len(validation) != 2:
+        raise ValueError("validation must be two tensors: images (N, C, H, W) and classes (N,)")
+    images, classes = validation
+    images = as_images("validation", images, example, sizes)
+    if not isinstance(classes, Tensor) or classes.shape != images.shape[:1]:
+        found = tuple(classes.shape) if isinstance(classes, Tensor) else type(classes).__name__
+        raise ValueError(f"validation needs a class for each of {len(images)} images, got {found}")
+    return images, classes.cpu().long()
 
 
 def new_file(path: str | Path) -> Path:

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from convmixer_fast.errors import MismatchError
 from convmixer_fast.export.checks import Check, check_outputs
 
-__all__ = ["check_file"]
+__all__ = ["check_file", "classes_of", "measure_accuracy"]
+
+_BATCH = 8
 
 
 def check_file(
@@ -42,13 +44,54 @@ def check_file(
     return check_outputs(run, model, example, images, precision)
 
 
-def _runner(path: Path, widened: bool) -> Any:
+def classes_of(path: Path, images: Tensor) -> Tensor | None:
+    """Return the place of the largest output for each image; None where there are no classes."""
+    session = _session(str(path))
+    (given, *_), (out, *others) = session.get_inputs(), session.get_outputs()
+    if others or len(out.shape) != 2:
+        return None
+    size = given.shape[0] if isinstance(given.shape[0], int) else _BATCH
+    whole = images[: len(images) // size * size] if isinstance(given.shape[0], int) else images
+    wanted = {"tensor(float16)": torch.float16, "tensor(float)": torch.float32}
+    parts = [
+        torch.from_numpy(session.run(None, {given.name: part.numpy()})[0]).argmax(1)
+        for part in whole.to(wanted.get(given.type, whole.dtype)).split(size)
+    ]
+    return torch.cat(parts) if parts else None
+
+
+def measure_accuracy(
+    path: Path, model: nn.Module, validation: tuple[Tensor, Tensor]
+) -> dict[str, float]:
+    """Return the share that is right, of the model and of its file.
+
+    Raises:
+        ValueError: the model returns no classes.
+    """
+    images, classes = validation
+    found = classes_of(path, images)
+    if found is None:
+        raise ValueError("validation needs a model that returns (N, classes)")
+    device, dtype = next((p.device, p.dtype) for p in model.parameters())
+    with torch.inference_mode():
+        parts = [
+            model(part.to(device, dtype if part.is_floating_point() else None)).argmax(1).cpu()
+            for part in images.split(_BATCH)
+        ]
+    shares = {"model": torch.cat(parts) == classes, "file": found == classes[: len(found)]}
+    return {name: float(right.double().mean()) for name, right in shares.items()}
+
+
+def _session(source: str | bytes) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    source = _in_float32(path) if widened else str(path)
-    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def _runner(path: Path, widened: bool) -> Any:
+    session = _session(_in_float32(path) if widened else str(path))
     name = session.get_inputs()[0].name
 
     def run(x: Tensor) -> list[Tensor]:

@@ -5,22 +5,22 @@ import io
 import logging
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from onnxruntime import quantization
 from onnxruntime.quantization import qdq_loss_debug
 from torch import Tensor
+
+from convmixer_fast.export.calibration import Batches, batch_within
 
 __all__ = ["METHODS", "LayerError", "quantize"]
 
 METHODS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
 """Of calibration: ONNX Runtime's names."""
 _PERCENTILE = 99.99
-_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ def quantize(
     *,
     depthwise: bool,
     external_data: bool,
+    report: Callable[[str], None] = lambda what: None,
 ) -> dict[str, LayerError]:
     """Quantise the convolutions of a float32 file, in place.
 
@@ -60,6 +61,10 @@ def quantize(
         target: ``"onnxruntime"`` or ``"tensorrt"``.
         depthwise: whether the depthwise convolutions are quantised too.
         external_data: whether weights are to be a file of their own.
+        report: told how far it is.
+
+    Images go through the network a few at a time, by the size of what it computes on the way, and
+    of that only ranges or histograms are kept.
 
     Returns:
         The error of each quantised convolution, by the name of its node, on the calibration images.
@@ -75,8 +80,10 @@ def quantize(
 
     ort: Any = quantization
     tensorrt = target == "tensorrt"
-    graph = onnx.load(path).graph
-    batch = _fixed_batch(graph)
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
+    batch = batch_within(graph, calibration)
+    fixed = bool(graph.input[0].type.tensor_type.shape.dim[0].dim_value)
+    images = Batches(calibration, batch, graph.input[0].name, fixed=fixed, report=report)
     chosen = [
         node.name
         for node in graph.node
@@ -87,9 +94,10 @@ def quantize(
         ort.quantize_static(
             path,
             made,
-            _Reader(calibration, batch, graph.input[0].name),
+            images,
             quant_format=ort.QuantFormat.QDQ,
             nodes_to_quantize=chosen,
+            op_types_to_quantize=["Conv"],  # whose tensors alone are then looked at
             per_channel=True,
             reduce_range=not tensorrt,
             weight_type=ort.QuantType.QInt8,
@@ -101,9 +109,12 @@ def quantize(
                 "AddQDQPairToWeight": tensorrt,
                 "QuantizeBias": not tensorrt,
                 "CalibPercentile": _PERCENTILE,
+                # One batch is summed up before the next is computed.
+                "CalibStridedMinMax": 1,
             },
         )
-        errors = _layer_errors(path, made, calibration[: batch or 1], chosen)
+        report("comparing layers")
+        errors = _layer_errors(path, made, calibration[: batch if fixed else 1], chosen)
         made.replace(path)
     if external_data:
         onnx.save(onnx.load(path), path, save_as_external_data=True, location=f"{path.name}.data")
@@ -114,31 +125,6 @@ def _groups(node: Any) -> int:
     return next((int(a.i) for a in node.attribute if a.name == "group"), 1)
 
 
-def _fixed_batch(graph: Any) -> int | None:
-    size = graph.input[0].type.tensor_type.shape.dim[0].dim_value
-    return int(size) or None
-
-
-class _Reader(quantization.CalibrationDataReader):
-    """Gives ONNX Runtime's calibration its images, batch by batch."""
-
-    def __init__(self, images: Tensor, batch: int | None, name: str) -> None:
-        self._name = name
-        # Of one size: the histograms' calibration puts them side by side.
-        size = batch or next(n for n in range(_BATCH, 0, -1) if len(images) % n == 0)
-        if len(images) < size:
-            raise ValueError(
-                f"calibration must be at least one batch of {size} images, got {len(images)}"
-            )
-        # What is left of a fixed batch is not used.
-        self._batches = iter(images[: len(images) // size * size].split(size))
-
-    def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
-        """Return one batch; None at the end."""
-        images = next(self._batches, None)
-        return None if images is None else {self._name: images.numpy()}
-
-
 def _layer_errors(
     exact: Path, quantized: Path, images: Tensor, chosen: Sequence[str]
 ) -> dict[str, LayerError]:
@@ -147,15 +133,20 @@ def _layer_errors(
 
     matched = qdq_loss_debug.create_weight_matching(str(exact), str(quantized))
     weights = qdq_loss_debug.compute_weight_error(matched)
-    truth, found = (_activations(path, images) for path in (exact, quantized))
+    nodes = [
+        node
+        for node in onnx.load(exact, load_external_data=False).graph.node
+        if node.name in chosen
+    ]
+    names = [node.output[0] for node in nodes]
+    # Where a result is rounded, what stands before and behind has names of its own.
+    ends = ("_QuantizeLinear_Input", "_DequantizeLinear_Output")
+    truth = _results(exact, images, names)
+    found = _results(quantized, images, [*names, *(n + end for n in names for end in ends)])
     errors = {}
-    for node in onnx.load(exact, load_external_data=False).graph.node:
-        if node.name not in chosen:
-            continue
+    for node in nodes:
         name = node.output[0]
-        # Where a result is rounded, what stands before and behind has names of its own.
-        before = found.get(f"{name}_QuantizeLinear_Input", found.get(name))
-        behind = found.get(f"{name}_DequantizeLinear_Output", found.get(name))
+        before, behind = (found.get(name + end, found.get(name)) for end in ends)
         errors[node.name] = LayerError(
             weights.get(node.input[1], math.nan),
             _decibels(before, behind),
@@ -164,18 +155,27 @@ def _layer_errors(
     return errors
 
 
-def _activations(path: Path, images: Tensor) -> dict[str, Any]:
-    """Return all that a file computes on the way, by name."""
+def _results(path: Path, images: Tensor, names: Iterable[str]) -> dict[str, Any]:
+    """Return values that a file computes on the way, those of ``names`` that it has."""
     import onnx
+    import onnxruntime
 
-    name = onnx.load(path, load_external_data=False).graph.input[0].name
-    augmented = path.with_name(f"augmented-{path.name}")
-    qdq_loss_debug.modify_model_output_intermediate_tensors(path, augmented)
-    found: dict[str, Any] = qdq_loss_debug.collect_activations(
-        str(augmented), _Reader(images, len(images), name)
-    )
-    augmented.unlink()
-    return found
+    model = onnx.load(path)
+    known = {name for node in model.graph.node for name in node.output}
+    wanted = [name for name in dict.fromkeys(names) if name in known]
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # Node by node, as they stand in the file.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        file = Path(folder) / "model.onnx"
+        # Not from memory: protobuf takes no more than 2 GB.
+        onnx.save(model, file, save_as_external_data=True, location="model.onnx.data")
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        found = session.run(wanted, {session.get_inputs()[0].name: images.numpy()})
+    return dict(zip(wanted, found, strict=True))
 
 
 def _decibels(truth: Any, found: Any) -> float:

@@ -32,6 +32,7 @@ export_app = typer.Typer(
     no_args_is_help=True,
 )
 _out = Console()
+_err = Console(stderr=True)
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,9 @@ def onnx(
     quantize_depthwise: Annotated[
         bool, typer.Option("--quantize-depthwise", help="int8: depthwise convolutions too.")
     ] = False,
+    validation: Annotated[
+        Path | None, typer.Option(help="A folder with one of images for each class, by number.")
+    ] = None,
     labels: Annotated[Path | None, typer.Option(help="Class names: one a line, or JSON.")] = None,
 ) -> None:
     """Write an ONNX file of standard operators, checked by ONNX Runtime."""
@@ -147,6 +151,7 @@ def onnx(
         quantize_depthwise=quantize_depthwise,
         preprocessing=model.preprocessing,
         labels=model.labels,
+        validation=None if validation is None else _load_classes(validation, model),
     )
     if report.layers:
         table = Table("layer", "weight dB", "rounding dB", "result dB")
@@ -154,6 +159,12 @@ def onnx(
             values = (error.weight_db, error.rounding_db, error.result_db)
             table.add_row(name, *(f"{value:.1f}" for value in values))
         _out.print(table)
+    if report.same_as_float32 is not None:
+        share = f"{report.same_as_float32:.1%}"
+        _out.print(f"calibration images with the class of float32: {share}", highlight=False)
+    if report.accuracy:
+        shares = ", ".join(f"{name} {share:.2%}" for name, share in report.accuracy.items())
+        _out.print(f"right of the validation images: {shares}", highlight=False)
     _show(report)
 
 
@@ -269,9 +280,29 @@ def triton_server(
 
 
 def _load(paths: list[Path], model: _Model) -> Tensor:
+    """Return the images that can be read; the others are named."""
     channels, _ = stem_shape(model.module)
     prepare = replace(model.preprocessing or Preprocessing(), image_size=model.image_size)
-    return torch.stack([load_image(path, prepare, channels) for path in find_images(paths)])
+    images = []
+    files = find_images(paths)
+    for path in files:
+        try:
+            images.append(load_image(path, prepare, channels))
+        except OSError as error:
+            _err.print(f"skipped {path}: {error}", markup=False, highlight=False, soft_wrap=True)
+    if not images:
+        raise ValueError(f"none of {len(files)} images could be read")
+    return torch.stack(images)
+
+
+def _load_classes(folder: Path, model: _Model) -> tuple[Tensor, Tensor]:
+    """Return the images in the folders 0, 1 ... of ``folder``, and their numbers."""
+    folders = [path for path in folder.iterdir() if path.name.isdecimal() and path.is_dir()]
+    if not folders:
+        raise ValueError(f"{folder}: expected folders called 0, 1 ..., one for each class")
+    images = {int(path.name): _load([path], model) for path in sorted(folders)}
+    classes = [torch.full((len(batch),), number) for number, batch in images.items()]
+    return torch.cat(list(images.values())), torch.cat(classes)
 
 
 def _show(report: "ExportReport") -> None:
