@@ -88,7 +88,7 @@ def test_open_sizes_and_several_outputs(tmp_path):
     to_onnx(variation.model(), path, image_size=variation.shape[2:], dynamic_size=True)
     config = read(to_triton_server(path, tmp_path / "models", gpus=[1, 0]))
     assert list(config.input[0].dims) == [3, -1, -1]
-    assert [out.name for out in config.output] == ["output_0", "output_1", "output_2"]
+    assert [out.name for out in config.output] == ["coarse", "fine_0", "fine_1"]
     assert list(config.instance_group[0].gpus) == [1, 0]
 
 
