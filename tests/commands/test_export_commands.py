@@ -1,6 +1,7 @@
 """``convmixer-fast export``, as a user types it; and one photograph through every runtime."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -94,6 +95,31 @@ def test_pt2_and_triton_server(run, checkpoint, tmp_path):
     )
     assert (code, f"wrote {tmp_path / 'models' / 'mixer'}" in out) == (0, True)
     assert (tmp_path / "models" / "mixer" / "labels.txt").read_text() == "cat\ndog\nnone\n"
+
+
+def test_calibration_images_that_cannot_be_read(run, checkpoint, pictures, tmp_path):
+    (pictures / "broken.png").write_bytes(b"no picture")
+    classes = tmp_path / "classes"
+    for number in range(3):
+        (classes / str(number)).mkdir(parents=True)
+        shutil.copy(pictures / f"{number}.png", classes / str(number))
+    code, out, err = run(
+        *("onnx", checkpoint, "-o", tmp_path / "model.onnx", "--precision", "int8"),
+        *("--calibration", pictures, "--validation", classes),
+    )
+    assert code == 0
+    assert "skipped" in err
+    assert "broken.png" in err
+    assert "calibration images (16)" in out
+    assert "calibration images with the class of float32: " in out
+    assert "right of the validation images: model " in out
+    for folder in (classes / "0", classes):
+        for file in folder.rglob("*.png"):
+            file.write_bytes(b"no picture")
+    arguments = ("onnx", checkpoint, "-o", tmp_path / "m.onnx", "--precision", "int8")
+    assert "none of 1 images could be read" in run(*arguments, "--calibration", classes / "0")[2]
+    message = "expected folders called 0, 1 ..., one for each class"
+    assert message in run(*arguments, "--calibration", pictures, "--validation", pictures)[2]
 
 
 RANDOM = "--random-weights"

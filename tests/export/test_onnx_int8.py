@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ import onnx
 import onnxruntime
 
 from convmixer_fast.errors import MismatchError
-from convmixer_fast.export import to_onnx
+from convmixer_fast.export import calibration, to_onnx
 from convmixer_fast.models.digits import digits_model, held_out_digits, training_digits
 from tests.sweeps import sparse
 
@@ -185,3 +187,75 @@ def test_options_are_checked(digits, options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         to_onnx(model, tmp_path / "model.onnx", image_size=8, precision="int8", **given)
     assert not list(tmp_path.iterdir())
+
+
+def test_accuracy_on_a_labelled_set(digits, tmp_path):
+    model, _, held_out, images = digits
+    validation = images, held_out.labels
+    report, accuracy = export(digits, tmp_path / "model.onnx", validation=validation)
+    with torch.no_grad():
+        exact = held_out.accuracy(model(images))
+    assert report.accuracy == {"model": pytest.approx(exact), "file": pytest.approx(accuracy)}
+    assert report.same_as_float32 > 0.98
+
+
+@pytest.mark.parametrize(
+    ("validation", "message"),
+    [
+        (torch.zeros(3, 1, 8, 8), "validation must be two tensors"),
+        ((torch.zeros(3, 8, 8), torch.zeros(3)), r"validation must be a tensor of images"),
+        ((torch.zeros(3, 1, 8, 8), torch.zeros(4)), r"a class for each of 3 images, got \(4,\)"),
+    ],
+)
+def test_labelled_sets_are_checked(digits, validation, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        export(digits, tmp_path / "model.onnx", validation=validation)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile"])
+def test_batches_do_not_change_what_is_calibrated(digits, method, tmp_path, monkeypatch):
+    """Ranges are the same, histograms nearly: their bins depend on what comes first.
+
+    The entropy's, which weighs bins against each other, are further apart.
+    """
+    found = []
+    for batch in (16, 5, 1):
+        monkeypatch.setattr(calibration, "_LARGEST_BATCH", batch)
+        path = tmp_path / f"{batch}.onnx"
+        export(digits, path, calibration_method=method)
+        scales = {
+            tensor.name: onnx.numpy_helper.to_array(tensor)
+            for tensor in onnx.load(path).graph.initializer
+            if tensor.name.endswith("_scale")
+        }
+        found.append(scales)
+    for scales in found[1:]:
+        for name, scale in scales.items():
+            limit = 1e-6 if method == "minmax" else 0.1
+            assert scale == pytest.approx(found[0][name], rel=limit), name
+
+
+def test_memory_of_calibration(tmp_path):
+    """A network that computes 1.6 GB for 16 images takes little of that."""
+    code = """
+import resource, sys, torch
+from convmixer_fast import ConvMixer
+from convmixer_fast.export import calibration, to_onnx
+from convmixer_fast.models.randomize import randomize
+model = randomize(ConvMixer(256, 8, kernel_size=3, patch_size=4, num_classes=10))
+to_onnx(model, sys.argv[1] + "/warm.onnx", image_size=8)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+images = torch.randn(16, 3, 224, 224)
+method = sys.argv[2]
+to_onnx(
+    model, sys.argv[1] + "/model.onnx", precision="int8", calibration=images,
+    calibration_method=method, images=images[:1],
+)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+    for method in ("minmax", "percentile"):
+        arguments = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path), method]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+        print(method, done.stdout)
+        assert int(done.stdout) < 900, f"{done.stdout} MiB"
