@@ -7,8 +7,8 @@ queries no device and loads no compiled code.
 
 from pathlib import Path as _Path
 
-# In a checkout that is not installed, the sub-packages kernels, export and benchmarks
-# stand beside this folder instead of in it.
+# In a checkout the sub-packages kernels, export and benchmarks stand beside this folder. Links to
+# them stand in it, for tools that read code; a copy may be without those.
 if not (_Path(__file__).parent / "kernels").is_dir():
     __path__.append(str(_Path(__file__).parent.parent))
 

@@ -1,5 +1,6 @@
 """What importing and installing the package does, and does not do."""
 
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -144,3 +145,41 @@ def test_reasons_name_what_is_missing(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert backends.why_not("triton", cuda, torch.float16) is None
     assert backends.resolve("auto", cuda, torch.float16) == "triton"
+
+
+def test_a_checkout_that_hides_an_installed_package_says_so(tmp_path):
+    """Python started in a checkout takes its folder, where nothing is compiled."""
+    checkout, installed = tmp_path / "checkout", tmp_path / "site-packages"
+    for root in (checkout, installed):
+        shutil.copytree(
+            ROOT / "convmixer_fast",
+            root / "convmixer_fast",
+            symlinks=True,
+            ignore=shutil.ignore_patterns("_C.*.so", "__pycache__"),
+        )
+        for name in ("kernels", "export", "benchmarks"):
+            (root / name).symlink_to(ROOT / name)
+    (installed / "convmixer_fast" / "_C.cpython-311-x86_64-linux-gnu.so").touch()
+    code = """
+import sys
+sys.path[:0] = sys.argv[1:]
+# Of the installation that runs these tests, which would find the extension.
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
+import convmixer_fast
+rows = {row.name: row for row in convmixer_fast.backend_info()}
+print(convmixer_fast.__file__, rows["cpu"].live, rows["cpu"].detail)
+"""
+    arguments = [sys.executable, "-I", "-c", code, str(checkout), str(installed)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True, cwd=tmp_path)
+    file, live, detail = done.stdout.strip().split(maxsplit=2)
+    assert file == str(checkout / "convmixer_fast" / "__init__.py")
+    assert live == "False"
+    assert f"{checkout}/convmixer_fast has no compiled extension, and hides the inst" in detail
+    assert f"{installed}/convmixer_fast, which has one" in detail
+
+
+@pytest.mark.parametrize("name", ["kernels", "export", "benchmarks"])
+def test_code_that_stands_beside_is_found_inside_by_tools_that_read_it(name):
+    link = ROOT / "convmixer_fast" / name
+    assert link.is_symlink()
+    assert link.resolve() == ROOT / name

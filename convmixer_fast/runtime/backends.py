@@ -8,10 +8,12 @@ import: a device is queried when an op runs or the user asks.
 import importlib
 import importlib.util
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
@@ -23,6 +25,7 @@ from convmixer_fast.errors import BackendUnavailableError
 __all__ = ["BACKENDS", "Backend", "BackendStatus", "MemorySamples", "backend_info", "launcher"]
 __all__ += ["memory_samples", "resolve", "row", "trunk_maker", "why_not"]
 
+_PACKAGE = Path(__file__).resolve().parent.parent
 _FUSED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -134,6 +137,13 @@ def backend_info() -> tuple[BackendStatus, ...]:
 @cache
 def _load_extension() -> tuple[ModuleType | None, str]:
     if importlib.util.find_spec("convmixer_fast._C") is None:
+        hidden = _hidden_installation()
+        if hidden is not None:
+            return None, (
+                f"the folder {_PACKAGE} has no compiled extension, and hides the installed package "
+                f"{hidden}, which has one; start Python elsewhere, or install this folder with "
+                "pip install -e ."
+            )
         return None, (
             "the compiled extension convmixer_fast._C was not built: CONVMIXER_FAST_EXT was 0, or "
             "compiling failed; reinstall with CONVMIXER_FAST_EXT=1 to build it or see why not"
@@ -144,6 +154,15 @@ def _load_extension() -> tuple[ModuleType | None, str]:
         reason = f"the compiled extension failed to load: {error}"
         warnings.warn(reason, RuntimeWarning, stacklevel=2)
         return None, reason
+
+
+def _hidden_installation() -> Path | None:
+    """Return where the package is installed with its extension, if this one is another copy."""
+    for folder in map(Path, sys.path):
+        other = folder / "convmixer_fast"
+        if other.resolve() != _PACKAGE and any(other.glob("_C.*.so")):
+            return other
+    return None
 
 
 @cache
