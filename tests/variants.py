@@ -330,3 +330,10 @@ VARIANTS: dict[str, Variation] = {
     "like-transformers": Variation(LikeTransformers),
 }
 EVERY = VARIATIONS | VARIANTS
+IN_EVERY_RUN = set(EVERY) - {
+    *(f"{name}-by-hand" for name in BY_HAND if name not in ("gelu", "gelu-tanh", "relu-maximum")),
+    *("reference-gelu-tanh", "reference-4-channels", "compiled", "kernel-1", "kernel-3"),
+    *("squeeze-excite-in-branch", "squeeze-excite-after", "dilation-2", "grouped-decoder"),
+    *("transposed-decoder", "residual-decoder", "maps-in-a-dictionary", "drop-path"),
+}
+"""The others are like one of these: ``make test-all`` runs them."""

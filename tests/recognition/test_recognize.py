@@ -8,8 +8,9 @@ import torch
 from convmixer_fast import optimize, recognize
 from convmixer_fast.models.published import PUBLISHED
 from convmixer_fast.spec import Head
+from tests.sweeps import sparse
 from tests.timm_models import timm_model
-from tests.variants import EVERY
+from tests.variants import EVERY, IN_EVERY_RUN
 from tests.zoo import VARIATIONS
 
 
@@ -28,7 +29,7 @@ def test_reads_the_published_models(name):
     assert spec.preprocess is None
 
 
-@pytest.mark.parametrize("name", [name for name in EVERY if "kernel-" not in name])
+@pytest.mark.parametrize("name", sparse(EVERY, IN_EVERY_RUN.__contains__))
 def test_leaves_the_source_alone(name):
     model = EVERY[name].model()
     before = copy.deepcopy(model.state_dict())
