@@ -18,6 +18,7 @@ from convmixer_fast.benchmarks.standard import standard_cases
 from convmixer_fast.benchmarks.tables import case_tables, summary_table, wide_console
 from convmixer_fast.errors import ConvMixerFastError
 from convmixer_fast.option_groups import takes
+from convmixer_fast.optional import need
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 Folder = Annotated[Path, typer.Argument(help="A folder of results, or one JSON file.")]
@@ -32,6 +33,7 @@ def standard(
     minutes: Annotated[float, typer.Option(help="After which no further case is begun.")] = 13.5,
 ) -> None:
     """Measure models and ops in order of worth; then draw pictures and a report."""
+    need("matplotlib.figure", "the standard run's report", "bench")  # before minutes of measuring
     run = Run.from_options(measured, kept, deadline=time.monotonic() + 60 * minutes)
     cases = [
         case for dtype in measured.chosen_dtypes() for case in standard_cases(measured.where, dtype)

@@ -92,8 +92,9 @@ class Run:
                     style="bold red" if row.status == "wrong" else "yellow",
                     markup=False,
                 )
-        for name, why in results.absent.items():
-            console.print(f"not here: {name}: {why}", style="dim", markup=False)
+        for why in dict.fromkeys(results.absent.values()):
+            names = ", ".join(name for name in results.absent if results.absent[name] == why)
+            console.print(f"not here: {names}: {why}", style="dim", markup=False)
         rates = ", ".join(
             f"{rate / 1e12:.3g} TFLOP/s {dtype}"
             for dtype, rate in results.ceilings.flop_per_s.items()

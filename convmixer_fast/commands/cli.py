@@ -32,6 +32,7 @@ from convmixer_fast.models.named_models import find_model, stem_shape
 from convmixer_fast.models.preprocessing import Preprocessing, preprocessing_from_metadata
 from convmixer_fast.optimize import optimize
 from convmixer_fast.option_groups import takes
+from convmixer_fast.optional import need
 from convmixer_fast.runtime import backends
 from convmixer_fast.verify import passed, verify
 
@@ -213,6 +214,8 @@ def bench(
     from convmixer_fast.benchmarks.report import write_report
     from convmixer_fast.benchmarks.runs import Run
 
+    if report is not None:
+        need("matplotlib.figure", "bench --report", "bench")  # before minutes of measuring
     source, _ = find_model(model, activation, pretrained=False)
     if image_size is None:
         is_file = Path(model).is_file()

@@ -251,3 +251,23 @@ def test_version(run):
 
     code, out, _ = run("--version")
     assert (code, out) == (0, f"convmixer_fast {__version__}\n")
+
+
+@pytest.mark.parametrize("command", ["bench", "standard"])
+def test_what_a_report_needs_is_looked_for_first(run, tmp_path, monkeypatch, command):
+    """By the command's own name, and before anything is measured."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    path = tmp_path / "report.html"
+    if command == "bench":
+        code, _, err = run("bench", "8/1/3/2", "--report", path, "--image-size", 8)
+        assert code == 2
+        assert "bench --report needs matplotlib" in err
+        assert "pip install 'convmixer-fast[bench]'" in err
+    else:
+        from typer.testing import CliRunner
+
+        from convmixer_fast.benchmarks.__main__ import app
+
+        result = CliRunner().invoke(app, ["standard", "--output", str(tmp_path)])
+        assert "the standard run's report needs matplotlib" in str(result.exception)
+    assert not list(tmp_path.iterdir())
