@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from convmixer_fast.commands import cli
 from convmixer_fast.models.published import Architecture
 from convmixer_fast.models.randomize import randomize
-from tests.paths import DIGITS
+from tests.paths import DIGITS, ROOT
 from tests.timm_models import import_timm
 
 
@@ -271,3 +271,13 @@ def test_what_a_report_needs_is_looked_for_first(run, tmp_path, monkeypatch, com
         result = CliRunner().invoke(app, ["standard", "--output", str(tmp_path)])
         assert "the standard run's report needs matplotlib" in str(result.exception)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_sample_pictures(run):
+    code, out, _ = run("predict", ROOT / "examples" / "digits", "-c", DIGITS, "--top", 1, "--json")
+    assert code == 0
+    found = {}
+    for line in out.splitlines():
+        row = json.loads(line)
+        found[Path(row["image"]).stem] = row["predictions"][0]["label"]
+    assert found == {str(digit): str(digit) for digit in range(10)}
