@@ -15,13 +15,21 @@ contiguous (N, C, H, W) whatever the memory format of ``x``. Under autocast,
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from convmixer_fast.activations import ACTIVATIONS
 from convmixer_fast.errors import InferenceOnlyError
 from convmixer_fast.runtime import backends
 from convmixer_fast.spec import DTYPES
 
-__all__ = ["DTYPES", "depthwise_block", "patch_embed", "pointwise_block"]
+__all__ = [
+    "DTYPES",
+    "asks_for_gradient",
+    "check_dense",
+    "depthwise_block",
+    "patch_embed",
+    "pointwise_block",
+]
 
 
 def depthwise_block(
@@ -274,6 +282,8 @@ def _autocast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _check_tensors(op: str, x: Tensor, weight: Tensor) -> None:
+    check_dense(f"{op}: x", x)
+    check_dense(f"{op}: weight", weight)
     if x.dim() != 4:
         raise ValueError(f"{op}: x must be (N, C, H, W), got {x.dim()} dimensions {tuple(x.shape)}")
     if weight.dim() != 4 or 0 in weight.shape:
@@ -297,8 +307,32 @@ def _check_tensors(op: str, x: Tensor, weight: Tensor) -> None:
     _check_gradient(op, x, weight)
 
 
-def _check_gradient(op: str, *tensors: Tensor) -> None:
+def check_dense(what: str, x: Tensor) -> None:
+    """Check that ``x`` is an ordinary tensor, whose numbers stand in memory at strides.
+
+    Raises:
+        TypeError: it is sparse, nested, of oneDNN's own layout ...
+    """
+    if x.layout != torch.strided or (x.is_nested and not torch.compiler.is_compiling()):
+        kind = "nested" if x.is_nested else f"{x.layout}".removeprefix("torch.").removeprefix("_")
+        raise TypeError(
+            f"{what} must be a dense tensor (N, C, H, W), got a {kind} one; x.to_dense() makes one "
+            "of a sparse tensor or one of oneDNN's, torch.nested.to_padded_tensor of a nested one"
+        )
+
+
+def asks_for_gradient(*tensors: Tensor) -> bool:
+    """Whether a gradient is asked for, backward or forward."""
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return True
+    # No level is entered but by forward-mode differentiation.
+    return forward_ad._current_level >= 0 and any(
+        forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
+    )
+
+
+def _check_gradient(op: str, *tensors: Tensor) -> None:
+    if asks_for_gradient(*tensors):
         raise InferenceOnlyError(
             f"{op} has no backward pass, and an input requires a gradient; call it under "
             "torch.inference_mode() or torch.no_grad(), or detach the input"

@@ -14,6 +14,7 @@ from convmixer_fast import (
     FusedConvMixer,
     InferenceOnlyError,
     UnsupportedModelError,
+    ops,
     optimize,
 )
 from convmixer_fast.accuracy import relative_error
@@ -269,3 +270,52 @@ def test_methods_that_need_a_plain_head_say_so():
 def test_it_is_a_fused_convmixer(fast):
     assert isinstance(fast, FusedConvMixer)
     assert "DepthwiseBlock" in repr(fast)
+
+
+@pytest.mark.parametrize(
+    "differentiate",
+    [
+        lambda f, x: torch.func.jvp(f, (x,), (torch.ones_like(x),)),
+        lambda f, x: torch.func.jacfwd(f)(x),
+        lambda f, x: _dual(f, x),
+    ],
+    ids=["jvp", "jacfwd", "dual"],
+)
+def test_forward_mode_gradients_are_refused(fast, x, differentiate):
+    """They would be zeros."""
+    with pytest.raises(InferenceOnlyError, match="no backward pass.*detach the input"):
+        differentiate(fast, x)
+    weight = torch.randn(3, 1, 3, 3)
+    with pytest.raises(InferenceOnlyError, match="depthwise_block has no backward pass"):
+        differentiate(lambda image: ops.depthwise_block(image, weight), x)
+
+
+def _dual(f, x):
+    with torch.autograd.forward_ad.dual_level():
+        return f(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda x: x.to_sparse(), "sparse_coo"),
+        (lambda x: x.to_mkldnn(), "mkldnn"),
+        (lambda x: torch.nested.nested_tensor(list(x)), "nested"),
+    ],
+)
+def test_tensors_of_other_kinds_are_refused(fast, x, make, kind):
+    with torch.no_grad():
+        with pytest.raises(TypeError, match=f"the input must be a dense tensor .*got a {kind} one"):
+            fast(make(x))
+        with pytest.raises(TypeError, match=f"depthwise_block: x must be a dense .* a {kind} one"):
+            ops.depthwise_block(make(x), torch.randn(3, 1, 3, 3))
+
+
+def test_what_is_to_be_negated_is(fast, model, x):
+    """A view whose memory has the other sign, as the imaginary part of a conjugate is."""
+    negated = torch._neg_view(x)
+    assert negated.is_neg()
+    assert_same(fast, model, negated)
+    weight = torch.randn(3, 1, 3, 3)
+    found = ops.depthwise_block(negated, weight, activation="relu")
+    torch.testing.assert_close(found, ops.depthwise_block(-x, weight, activation="relu"))

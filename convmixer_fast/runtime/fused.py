@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from convmixer_fast.errors import InferenceOnlyError, UnsupportedModelError
 from convmixer_fast.models.convmixer import ConvMixerInterface, GlobalPool
+from convmixer_fast.ops import asks_for_gradient, check_dense
 
 # Two are not used here: pickles made with 0.1 look for them in this module.
 from convmixer_fast.runtime.blocks import (
@@ -323,7 +324,10 @@ class FusedConvMixer(ConvMixerInterface):
                 "Call eval(); train the source model and optimize it again; or, for a frozen part "
                 'of a module that is trained, optimize(model, in_training="stay")'
             )
-        if torch.is_grad_enabled() and x.requires_grad:
+        check_dense("the input", x)
+        if not torch.compiler.is_compiling():
+            x = x.resolve_neg()  # the kernels read memory, in which it is not negated yet
+        if asks_for_gradient(x):
             raise InferenceOnlyError(
                 "a FusedConvMixer has no backward pass, and its input requires a gradient; call it "
                 "under torch.inference_mode() or torch.no_grad(), or detach the input"
