@@ -189,8 +189,9 @@ class AttentionPooling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(2).transpose(1, 2)
         query = self.query.expand(x.shape[0], -1, -1)
-        pooled = F.scaled_dot_product_attention(query, self.keys(tokens), self.values(tokens))
-        return self.linear(pooled[:, 0])
+        # Of one head: PyTorch exports attention to ONNX where heads are a dimension.
+        parts = (part[:, None] for part in (query, self.keys(tokens), self.values(tokens)))
+        return self.linear(F.scaled_dot_product_attention(*parts)[:, 0, 0])
 
 
 class FeaturePyramid(nn.Module):

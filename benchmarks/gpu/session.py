@@ -16,6 +16,8 @@ __all__ = ["Session"]
 _RESTARTS = 4
 _RESERVE_S = 8.0
 """For the table."""
+_SLOWER = 4
+"""A rehearsal, at most."""
 _SHORTEST_S = 5.0
 """A step that would have less is left out."""
 
@@ -44,7 +46,8 @@ class Session:
             if left < _SHORTEST_S:
                 self._say(f"{step.name}: left out, {self._elapsed():.0f} s are gone")
                 continue
-            seconds = min(step.seconds, left)
+            # An interpreter on few cores takes what it takes.
+            seconds = min(step.seconds * (_SLOWER if self._rehearse else 1), left)
             self._say(f"{step.name}: {self._elapsed():.0f} s gone, {seconds:.0f} s for this")
             if not self._one(dataclasses.replace(step, seconds=seconds)):
                 failed.append(step.name)
