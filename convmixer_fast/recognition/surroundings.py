@@ -53,6 +53,12 @@ def surroundings(
     source = stem_conv.args[0]
     assert isinstance(source, fx.Node)
     before = flow.writes(0, flow.order[stem_conv])
+    writes = [
+        node
+        for node in flow.writes(flow.order[values[0]], len(flow.nodes))
+        if node not in inside and node not in values
+    ]
+    _refuse_early_writes(flow, writes, values, inside)
     head = _plain_head(flow, values[-1])
     if head is not None:
         rest = _preprocess(flow, source, [], before)
@@ -63,7 +69,7 @@ def surroundings(
             "a depthwise convolution, or global pooling",
             "neither after the stem",
         )
-    steps, source_head, taps, extras = _source_head(flow, stem_conv, values, inside)
+    steps, source_head, taps, extras = _source_head(flow, stem_conv, values, inside, writes)
     return Surroundings(steps, source_head, taps, _preprocess(flow, source, extras, before))
 
 
@@ -80,19 +86,17 @@ def _outputs(flow: Dataflow) -> list[Any]:
 
 
 def _source_head(
-    flow: Dataflow, stem_conv: fx.Node, values: Sequence[fx.Node], inside: set[fx.Node]
+    flow: Dataflow,
+    stem_conv: fx.Node,
+    values: Sequence[fx.Node],
+    inside: set[fx.Node],
+    writes: Sequence[fx.Node],
 ) -> tuple[int, nn.Module, tuple[int, ...], list[fx.Node]]:
     """Return the layers that are used, the head as the source's own graph, and what that takes.
 
     That is the last of those layers' output, those of other steps, and other values.
     """
     start = flow.order[stem_conv]
-    writes = [
-        node
-        for node in flow.writes(flow.order[values[0]], len(flow.nodes))
-        if node not in inside and node not in values
-    ]
-    _refuse_early_writes(flow, writes, values, inside)
     wanted = [*_outputs(flow), *writes]
 
     def is_extra(node: fx.Node) -> bool:

@@ -107,17 +107,21 @@ def test_maps_of_several_depths(name, steps, taps):
     assert optimize(variation.model()).explain(variation.image()).one_call
 
 
-def test_what_writes_into_a_map_too_early():
+@pytest.mark.parametrize("head", [lambda maps: maps, lambda maps: maps[-1].mean((2, 3))])
+def test_what_writes_into_a_map_too_early(head):
+    """Whether the head is one of the source's own, or a plain one that does not see the writes."""
+
     class Early(Pyramid):
         def forward(self, x):
             maps = [self.body[:3](x)]
-            for layer in self.body[3:7]:
+            for layer in self.body[3:6]:
                 maps.append(layer(maps[-1]))
                 maps[-1][:, 0] = 0
-            return maps
+            maps.append(self.body[6](maps[-1]))
+            return self.head(maps)
 
     with pytest.raises(UnsupportedModelError, match=r"nothing else writes into, found fill_"):
-        recognize(randomize(Early(None)))
+        recognize(randomize(Early(head)))
 
 
 def test_a_layer_that_needs_more_than_the_one_before_is_the_heads():
