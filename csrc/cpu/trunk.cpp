@@ -5,68 +5,10 @@
 #include "dispatch.h"
 #include "scratch.h"
 #include "thread_pool.h"
+#include "tiling.h"
 
 namespace convmixer_fast::cpu {
 namespace {
-
-// Floats that a tile holds between the two ops of a layer: it should stay in a 1 MiB L2 cache
-// beside a panel of weights.
-constexpr int64_t kTileFloats = 112 * 1024;
-constexpr int64_t kMostTilePixels = 448;
-constexpr int64_t kFewestTilePixels = 28;
-
-// Multiplications below which a thread costs more to wake, and a tile to wait for, than it saves.
-constexpr int64_t kThreadWork = 200'000;
-constexpr int64_t kTileWork = 50'000;
-
-int useful_threads(int threads, int64_t multiplications) {
-  return static_cast<int>(std::clamp<int64_t>(multiplications / kThreadWork, 1, threads));
-}
-
-// The pixels of an image in tiles, all of equal size, give or take one pixel.
-struct Tiling {
-  int64_t pixels;
-  int64_t tiles;
-
-  int64_t begin(int64_t tile) const { return tile * pixels / tiles; }
-  int64_t largest() const { return divide_up(pixels, tiles); }
-};
-
-// How large the buffers are, and how much work a pixel is.
-struct Extent {
-  explicit Extent(const Trunk& trunk, const Patches& patches)
-      : pixels(patches.rows() * patches.columns()),
-        tile_channels(blocks_of(patches.depth()) * kBlock),
-        channels(blocks_of(trunk.stem.channels_out) * kBlock),
-        pixel_work(patches.depth() * trunk.stem.channels_out) {
-    for (const Layer& layer : trunk.layers) {
-      const int64_t in = layer.depthwise.channels;
-      const int64_t out = layer.pointwise.channels_out;
-      const int64_t work = in * (layer.depthwise.kernel_size * layer.depthwise.kernel_size + out);
-      tile_channels = std::max(tile_channels, blocks_of(in) * kBlock);
-      channels = std::max(channels, blocks_of(out) * kBlock);
-      pixel_work += work;
-    }
-  }
-
-  // For one thread: as large as the cache allows. For several: a whole number for each.
-  Tiling tiling(int threads) const {
-    const int64_t most = std::clamp(kTileFloats / tile_channels, kFewestTilePixels,
-                                    kMostTilePixels);
-    int64_t tiles = divide_up(pixels, most);
-    if (threads > 1) {
-      tiles = std::max<int64_t>(tiles, 2 * threads);
-      tiles = std::min(tiles, std::max<int64_t>(pixels / kFewestTilePixels, threads));
-      tiles = divide_up(tiles, threads) * threads;
-    }
-    return {pixels, std::clamp<int64_t>(tiles, 1, pixels)};
-  }
-
-  int64_t pixels;
-  int64_t tile_channels;  // the widest input of a product
-  int64_t channels;       // of the widest activation
-  int64_t pixel_work;
-};
 
 // One image on its way through the trunk.
 class Pass {
@@ -307,100 +249,6 @@ void run_intermediates(const Trunk& trunk, const float* images, int64_t count,
                        const Patches& patches, const std::vector<float*>& outs, int threads) {
   const Extent extent(trunk, patches);
   run_all(trunk, extent, images, count, patches, {Result::kFeatures, nullptr, 0, &outs}, threads);
-}
-
-void pack(const float* matrix, int64_t rows, int64_t depth, int64_t lanes, float* packed,
-          int threads) {
-  // A cache line of each row at a time: where the depth is a power of two, as many rows as there
-  // are lanes compete for one cache set.
-  constexpr int64_t kLine = kCacheLineFloats;
-  threads = useful_threads(threads, rows * depth);
-  parallel_for({divide_up(rows, lanes)}, threads, [&](int64_t, int64_t task, int) {
-    const float* source = matrix + task * lanes * depth;
-    float* target = packed + task * lanes * depth;
-    const int64_t count = std::min(lanes, rows - task * lanes);
-    for (int64_t begin = 0; begin < depth; begin += kLine) {
-      const int64_t end = std::min(begin + kLine, depth);
-      for (int64_t lane = 0; lane < lanes; ++lane) {
-        for (int64_t k = begin; k < end; ++k) {
-          target[k * lanes + lane] = lane < count ? source[lane * depth + k] : 0.0F;
-        }
-      }
-    }
-  });
-}
-
-void run_depthwise(const DepthwiseBlock& block, const float* x, int64_t images, int64_t height,
-                   int64_t width, float* out, int threads) {
-  const Kernels& isa = kernels();
-  const int64_t pixels = height * width;
-  const int64_t blocks = blocks_of(block.channels);
-  const int64_t taps = block.kernel_size * block.kernel_size;
-  const int64_t radius = block.kernel_size / 2;
-  threads = useful_threads(threads, images * block.channels * pixels * taps);
-  // Large images in bands of rows, which are read with those above and below that they touch.
-  const int64_t most_rows = std::max(kTileFloats / (width * kBlock), radius + 1);
-  const int64_t bands = divide_up(height, most_rows);
-  const int64_t band_rows = divide_up(height, bands);
-  const int64_t read_floats = std::min(band_rows + 2 * radius, height) * width * kBlock;
-  const int64_t part = padded(read_floats + band_rows * width * kBlock);
-  ScratchLease scratch(threads * part);
-  float* parts = scratch.take(threads * part);
-  parallel_for({images * blocks * bands}, threads, [&](int64_t, int64_t task, int participant) {
-    const int64_t first = task / bands % blocks;
-    const int64_t at =
-        (task / bands / blocks * block.channels + first * kBlock) * pixels;
-    const int64_t channels = std::min<int64_t>(kBlock, block.channels - first * kBlock);
-    const int64_t row = task % bands * height / bands;
-    const int64_t end = (task % bands + 1) * height / bands;
-    const int64_t read = std::max<int64_t>(row - radius, 0);
-    const int64_t read_end = std::min(end + radius, height);
-    float* input = parts + participant * part;
-    float* result = input + read_floats;
-    to_blocks(x + at, channels, pixels, read * width, read_end * width, input, read_floats);
-    Epilogue epilogue = block.epilogue;
-    epilogue.bias += first * kBlock;
-    epilogue.scale += first * kBlock;
-    epilogue.shift += first * kBlock;
-    isa.depthwise_tile({input, block.weight + first * taps * kBlock, epilogue, block.residual, 1,
-                        read_end - read, width, block.kernel_size, (row - read) * width,
-                        (end - read) * width, result, part});
-    from_blocks(result, part, channels, pixels, row * width, end * width, out + at);
-  });
-}
-
-void run_product(const ProductBlock& block, const float* x, int64_t images,
-                 const Patches& patches, float* out, int threads) {
-  // A trunk without layers, of which each image's tiles are tasks of their own.
-  const Kernels& isa = kernels();
-  Trunk trunk{block, {}, {}};
-  const Extent extent(trunk, patches);
-  threads = useful_threads(threads, images * extent.pixels * extent.pixel_work);
-  const Tiling tiling = extent.tiling(images >= 4 * threads ? 1 : threads);
-  const int64_t depth_floats = blocks_of(patches.depth()) * kBlock;
-  const int64_t blocks = blocks_of(block.channels_out);
-  const int64_t stride = tiling.largest() * kBlock;
-  const int64_t part = padded((depth_floats + blocks * kBlock) * tiling.largest());
-  ScratchLease scratch(threads * part);
-  float* parts = scratch.take(threads * part);
-  const int64_t image_floats = patches.channels * patches.height * patches.width;
-  parallel_for({images * tiling.tiles}, threads, [&](int64_t, int64_t task, int participant) {
-    const int64_t image = task / tiling.tiles;
-    const int64_t begin = tiling.begin(task % tiling.tiles);
-    const int64_t pixels = tiling.begin(task % tiling.tiles + 1) - begin;
-    float* y = parts + participant * part;
-    float* z = y + depth_floats * tiling.largest();
-    const float* source = x + image * image_floats;
-    if (patches.patch_h * patches.patch_w == 1) {
-      to_blocks(source, patches.channels, extent.pixels, begin, begin + pixels, y, stride);
-    } else {
-      patches_to_blocks(source, patches, begin, begin + pixels, y, stride);
-    }
-    isa.pointwise_tile({y, stride, pixels, patches.depth(), block.weight, block.epilogue, blocks,
-                        z, stride});
-    from_blocks(z, stride, block.channels_out, extent.pixels, begin, begin + pixels,
-                out + image * block.channels_out * extent.pixels);
-  });
 }
 
 }  // namespace convmixer_fast::cpu
