@@ -32,7 +32,8 @@ def optimize(
 
     Args:
         model: a trained ConvMixer in eval mode: timm's, locuslab's, labml's, this package's,
-            or a variation; see :mod:`recognize`. It is only read.
+            or a variation; see :mod:`recognize`. It is only read, but other threads cannot
+            run it while PyTorch traces it, for a fraction of a second.
         backend: ``"auto"`` takes the fastest that runs where the input is, ``"triton"``,
             ``"cpu"`` or ``"reference"`` that one or an error; see ``backend_info()``.
         dtype: of the weights and so of the input; None keeps the model's.

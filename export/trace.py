@@ -1,7 +1,6 @@
 """From a model to a plain module that an exporter can trace, and what the tracing needs to know."""
 
 import contextlib
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +15,7 @@ from convmixer_fast.export.plain import PlainConvMixer
 from convmixer_fast.folding import fold
 from convmixer_fast.models.outputs import named_tensors
 from convmixer_fast.recognition.recognize import recognize
-from convmixer_fast.recognition.tracing import unwrap
+from convmixer_fast.recognition.tracing import TRACING, unwrap
 from convmixer_fast.runtime.fused import FusedConvMixer
 from convmixer_fast.spec import SizeCondition
 
@@ -191,10 +190,6 @@ def output_shapes(module: nn.Module, example: Tensor) -> list[tuple[str, tuple[i
         return [(name, tuple(output.shape)) for name, output in outputs]
 
 
-_TRACING = threading.RLock()
-"""PyTorch's exporters, and what is done to keep them quiet, are no matter for several threads."""
-
-
 @contextlib.contextmanager
 def tracing() -> Iterator[None]:
     """Turn what PyTorch says of code that it cannot trace into this package's error.
@@ -203,7 +198,7 @@ def tracing() -> Iterator[None]:
     """
     try:
         # Autocast would become a part of what is traced.
-        with _TRACING, torch.autocast("cpu", enabled=False), torch.device("cpu"):
+        with TRACING, torch.autocast("cpu", enabled=False), torch.device("cpu"):
             yield
     except Exception as error:  # PyTorch's have no class in common
         cause: BaseException = error

@@ -1,5 +1,6 @@
 """What every test needs before torch, Triton and timm are used."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -31,6 +32,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(no_cuda)
         if item.get_closest_marker("timm") and not has_timm():
             item.add_marker(no_timm)
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made stays: the garbage collector need not go over it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 TensorRT's names are checked against its bindings, in export/tensorrt_network_checks.py.
 """
 
+import functools
 import re
 
 import pytest
@@ -73,12 +74,18 @@ def test_every_backend_computes_it(name, backend):
     torch.testing.assert_close(found, ACTIVATIONS[name].function(x), rtol=0, atol=1e-6)
 
 
+@functools.cache
+def _folded(name):
+    layer = ACTIVATIONS[name].layer
+    model = ConvMixer(8, 1, kernel_size=3, patch_size=2, num_classes=3, act_layer=layer).eval()
+    return model, fold(recognize(model))
+
+
 @names
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_an_export_computes_it(name, form):
-    layer = ACTIVATIONS[name].layer
-    model = ConvMixer(8, 1, kernel_size=3, patch_size=2, num_classes=3, act_layer=layer).eval()
-    plain = PlainConvMixer(fold(recognize(model)), FORMS[form])
+    model, folded = _folded(name)
+    plain = PlainConvMixer(folded, FORMS[form])
     x = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(plain(x), model(x))

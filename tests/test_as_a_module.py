@@ -25,14 +25,20 @@ from tests.variants import EVERY
 from tests.zoo import VARIATIONS, Trunk
 
 
-@pytest.fixture
-def model():
-    return randomize(ConvMixer(24, 2, kernel_size=5, patch_size=4, num_classes=7))
+@pytest.fixture(scope="module")
+def optimized():
+    model = randomize(ConvMixer(24, 2, kernel_size=5, patch_size=4, num_classes=7))
+    return model, optimize(model)
 
 
 @pytest.fixture
-def fast(model):
-    return optimize(model)
+def model(optimized):
+    return copy.deepcopy(optimized[0])
+
+
+@pytest.fixture
+def fast(optimized):
+    return copy.deepcopy(optimized[1])
 
 
 @pytest.fixture

@@ -77,7 +77,7 @@ def test_variations_compute_the_same(name):
 
 
 @pytest.mark.timm
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", sparse(PUBLISHED, "convmixer_768_32".__eq__))
 def test_published_models_compute_the_same(name):
     model = randomize(timm_model(name))
     images = [torch.randn(1, 3, 84, 99), torch.randn(2, 3, 56, 56)]

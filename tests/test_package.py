@@ -52,6 +52,7 @@ def test_works_from_any_folder(tmp_path):
     assert python(code, cwd=tmp_path, PYTHONPATH=str(ROOT)) == __version__
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_the_wheel_holds_one_package(tmp_path):
     """Only convmixer_fast appears at the top level, with kernels, data and extension inside."""

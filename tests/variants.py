@@ -338,3 +338,11 @@ IN_EVERY_RUN = set(EVERY) - {
     *("transposed-decoder", "residual-decoder", "maps-in-a-dictionary", "drop-path"),
 }
 """The others are like one of these: ``make test-all`` runs them."""
+
+ONE_OF_EACH_KIND = {
+    *("reference", "labml", "reference-depth-0", "shared-layers", "two-heads", "in-place-head"),
+    *("segmentation-head", "normalized-in-front", "untraceable-in-front", "kernel-31"),
+    *("dilation-3-even", "layer-scale", "squeeze-excite-twice", "maps-in-a-list"),
+    *("like-transformers", "flip-averaging", "gelu-by-hand", "compiled"),
+}
+"""Of how they are written, for what does not depend on numbers."""

@@ -22,12 +22,12 @@ from convmixer_fast.errors import UnsupportedModelError
 from convmixer_fast.recognition.outputs import PlainOutputs
 from convmixer_fast.spec import SizeCondition
 
-__all__ = ["Trace", "trace", "unwrap"]
+__all__ = ["TRACING", "Trace", "trace", "unwrap"]
+
+TRACING = threading.RLock()
+"""Held by all that traces: PyTorch keeps the state of it in globals, for one thread at a time."""
 
 # With its separator: torchvision lies beside it.
-_lock = threading.Lock()
-"""torch.export keeps its state in globals and cannot run in two threads at once."""
-
 _TORCH_ROOT = os.path.join(os.path.dirname(torch.__file__), "")
 
 
@@ -256,12 +256,12 @@ def _export(model: nn.Module, example: Tensor, layout: str) -> torch.export.Expo
         # no_grad() inside the model leaves no mark in the graph; height and width stay
         # apart when the example is square; and code that asks whether a size is 1 is seen.
         with (
+            TRACING,
             torch.compiler.set_stance("force_eager"),
             # Tensors made in inference mode can be traced in it alone, others better outside.
             # Before no_grad(), because leaving inference mode turns gradients on.
             torch.inference_mode(any(p.is_inference() for p in model.parameters())),
             torch.no_grad(),
-            _lock,
             _config.patch(use_duck_shape=False, backed_size_oblivious=True),  # type: ignore[attr-defined]
             _quiet(),
         ):

@@ -109,6 +109,7 @@ def test_bench_command(tmp_path):
     assert [row.provider for row in rows] == ["eager", "ours-reference"] * 2
 
 
+@pytest.mark.exhaustive
 def test_bench_command_without_a_file():
     arguments = ["bench", "convmixer_fast/data/digits.safetensors", "--seconds", "0"]
     result = CliRunner().invoke(app, [*arguments, "--device", "cpu", "--providers", "eager"])

@@ -199,6 +199,7 @@ def test_predictions_are_those_of_the_document():
     assert {name.split(",")[0] for name in predictions.MODELS} <= set(MODELS)
 
 
+@pytest.mark.exhaustive
 def test_a_sweep_goes_on_and_prints_rows(tmp_path, capfd):
     arguments = ["tune", "--output", str(tmp_path), "--rehearse", "--seconds", "120"]
     assert CliRunner().invoke(app, arguments).exit_code == 0

@@ -26,11 +26,9 @@ from tests.zoo import VARIATIONS
 
 # One of each kind of what the exporter itself has to write.
 _WRITTEN = {
-    *("reference", "reference-relu", "reference-gelu-tanh", "reference-catavgmax"),
-    *("reference-no-pool", "reference-4-channels", "reference-depth-0", "shared-layers"),
-    *("two-heads", "segmentation-head", "in-place-head", "normalized-in-front"),
-    *("untraceable-in-front", "even-kernel-same", "kernel-31", "dilation-3-even", "layer-scale"),
-    *("squeeze-excite-twice", "maps-in-a-list", "like-transformers", "flip-averaging"),
+    *("reference-catavgmax", "reference-no-pool", "reference-4-channels", "reference-depth-0"),
+    *("segmentation-head", "untraceable-in-front", "even-kernel-same", "squeeze-excite-twice"),
+    *("maps-in-a-list", "flip-averaging"),
 }
 
 
@@ -151,6 +149,17 @@ def test_in_threads_and_under_autocast(tmp_path, capsys):
     assert error_of(tmp_path / "autocast.onnx", models[0], torch.randn(1, 3, 16, 16)) <= 1e-5
 
 
+def test_beside_the_recognition_of_another_model(tmp_path):
+    recognized = []
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(to_onnx, model_of(), tmp_path / "model.onnx", image_size=16)
+        model = model_of()
+        while not job.done():
+            recognized.append(len(recognize(model).layers))
+        job.result()
+    assert len(recognized) > 1
+
+
 def test_half_precision_inside_alone(tmp_path):
     model = model_of()
     path = tmp_path / "model.onnx"
@@ -159,7 +168,7 @@ def test_half_precision_inside_alone(tmp_path):
     assert report.checks[0].error <= LIMITS["fp16"]
 
 
-@pytest.mark.parametrize("opset", [18, 20, 21])
+@pytest.mark.parametrize("opset", sparse([18, 20, 21], lambda opset: opset == 18))
 def test_opset(opset, tmp_path):
     path = tmp_path / "model.onnx"
     report = to_onnx(model_of(), path, image_size=16, opset=opset)

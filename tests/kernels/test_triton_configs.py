@@ -85,13 +85,16 @@ def test_largest_kernel(height: int, width: int) -> None:
 @_every_tile(pointwise_block.CONFIGS)
 @pytest.mark.parametrize(
     ("shape", "channels_out"),
-    [
-        ((2, 72, 8, 9), 150),
-        ((2, 584, 8, 16), 150),  # more steps than a pipeline has stages
-        ((2, 70, 13, 11), 150),
-        ((1, 1, 1, 17), 1),
-        ((3, 129, 1, 1), 64),
-    ],
+    sparse(
+        [
+            ((2, 72, 8, 9), 150),
+            ((2, 584, 8, 16), 150),  # more steps than a pipeline has stages
+            ((2, 70, 13, 11), 150),
+            ((1, 1, 1, 17), 1),
+            ((3, 129, 1, 1), 64),
+        ],
+        lambda point: point[1] == 150 and point[0][1] < 500,
+    ),
 )
 def test_every_pointwise_config(
     row: pointwise_block.Config,

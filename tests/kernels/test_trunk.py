@@ -1,5 +1,6 @@
 """The trunk of the Triton backend: chunks, buffers, memory. In the interpreter or on a device."""
 
+import itertools
 import weakref
 
 import pytest
@@ -35,8 +36,13 @@ def trunk_of(folded, **options):
     return TritonTrunk(folded.stem, folded.layers, folded.head, **options)
 
 
-@pytest.mark.parametrize("result", ["features", "mean", "logits"])
-@pytest.mark.parametrize("chunk", sparse([1, 2, 3, 4, 9], (2, 9).__contains__))
+@pytest.mark.parametrize(
+    ("chunk", "result"),
+    sparse(
+        itertools.product((1, 2, 3, 4, 9), ("features", "mean", "logits")),
+        lambda point: point[0] == 2 or point == (9, "logits"),
+    ),
+)
 def test_chunks_give_what_the_whole_batch_does(chunk, result):
     model = folded(Architecture(12, 2, 3, 3, "gelu", 2, 5))
     x = torch.randn(5, 2, 10, 13, device=DEVICE)

@@ -23,14 +23,20 @@ ARCHITECTURE = Architecture(24, 2, 3, 2, "gelu", num_classes=5)
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture
-def model():
-    return randomize(ARCHITECTURE.build())
+@pytest.fixture(scope="module")
+def optimized():
+    model = randomize(ARCHITECTURE.build())
+    return model, optimize(model, backend="cpu")
 
 
 @pytest.fixture
-def fast(model):
-    return optimize(model, backend="cpu")
+def model(optimized):
+    return copy.deepcopy(optimized[0])
+
+
+@pytest.fixture
+def fast(optimized):
+    return copy.deepcopy(optimized[1])
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Every way of leaving the engine is said once, and explained whenever it is asked."""
 
+import copy
 import logging
 import re
 
@@ -27,14 +28,20 @@ class Subclass(torch.Tensor):
     pass
 
 
-@pytest.fixture
-def model():
-    return randomize(ARCHITECTURE.build())
+@pytest.fixture(scope="module")
+def optimized():
+    model = randomize(ARCHITECTURE.build())
+    return model, optimize(model, backend="cpu")
 
 
 @pytest.fixture
-def fast(model):
-    return optimize(model, backend="cpu")
+def model(optimized):
+    return copy.deepcopy(optimized[0])
+
+
+@pytest.fixture
+def fast(optimized):
+    return copy.deepcopy(optimized[1])
 
 
 def test_in_one_call(fast, caplog):

@@ -1,6 +1,7 @@
 """What is noticed of weights that change, and modules of inference tensors: on a CPU."""
 
 import copy
+import functools
 import io
 import pickle
 
@@ -16,9 +17,14 @@ from convmixer_fast.models.randomize import randomize
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def make(seed=0):
+@functools.cache
+def _optimized(seed):
     model = randomize(Architecture(24, 2, 3, 2, "gelu", num_classes=5).build(), seed)
     return optimize(model, backend="cpu")
+
+
+def make(seed=0):
+    return copy.deepcopy(_optimized(seed))
 
 
 @pytest.fixture

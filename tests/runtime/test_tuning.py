@@ -140,7 +140,7 @@ def test_another_process_finds_the_file(model, tmp_path, fixed_times, monkeypatc
             (tuning, "_kernels"),
             (tuning, "device_name"),
         ],
-        lambda point: point[1] in ("_kernels", "device_name"),
+        lambda point: point[1] == "_kernels",
         ids=lambda point: f"{point[0].__name__}.{point[1]}",
     ),
 )
@@ -190,9 +190,7 @@ def test_choices_of_another_version_are_not_used(model, caplog):
     assert "of another version" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "damage", sparse(["{", "[]", '{"key": 1}', '{"tuned": {}}'], ("{", "[]").__contains__)
-)
+@pytest.mark.parametrize("damage", sparse(["{", "[]", '{"key": 1}', '{"tuned": {}}'], "{".__eq__))
 def test_a_damaged_file_is_made_again(model, tmp_path, fixed_times, caplog, damage):
     tuned(model, tmp_path)
     (path,) = tmp_path.glob("tuned-*.json")
@@ -257,7 +255,9 @@ def test_progress_is_shown(model, tmp_path, fixed_times, monkeypatch):
     assert "tuning" in written.getvalue()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    "dtype", sparse([torch.float16, torch.float32], lambda dtype: dtype == torch.float32, ids=str)
+)
 def test_measured_for_real(model, tmp_path, dtype):
     fast = optimize(model, backend="triton", dtype=dtype)
     x = torch.randn(SHAPE).to(DEVICE, dtype)
