@@ -67,6 +67,7 @@ def program(text, seconds=20.0, **more):
     return Step("it", seconds, lambda *_: ["-c", text], **more)
 
 
+@pytest.mark.exhaustive
 def test_a_plan_ends_in_time_and_says_what_is_left_out(tmp_path, capfd):
     sleep = program("import time; time.sleep(60)")
     session = Session(tmp_path, 15.0, rehearse=True)

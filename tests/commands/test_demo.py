@@ -207,6 +207,7 @@ def test_demo_writes_its_picture(tmp_path, monkeypatch, extension):
 
 @has_images
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_full_demo(tmp_path):
     _run(tmp_path / "demo.png", budget_s=1)
 

@@ -55,7 +55,6 @@ METHODS = ("minmax", "percentile", "entropy")
             in {
                 ("onnxruntime", "minmax", False),
                 ("tensorrt", "percentile", True),
-                ("onnxruntime", "entropy", True),
             }
         ),
     ),

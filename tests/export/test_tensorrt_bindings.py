@@ -54,7 +54,7 @@ def results(tmp_path_factory):
 
 
 @pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("version", sparse([*PACKAGES, "installed"], lambda name: name != "10.13"))
+@pytest.mark.parametrize("version", sparse([*PACKAGES, "installed"], "installed".__eq__))
 def test_bindings(results, version, check):
     found = results(version)
     if isinstance(found, str):

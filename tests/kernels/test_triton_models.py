@@ -31,7 +31,7 @@ pytestmark = [
     ("name", "dtype"),
     sparse(
         itertools.product(PUBLISHED, MODEL_TOL),
-        lambda point: point in list(zip(PUBLISHED, MODEL_TOL, strict=True))[1:],
+        list(zip(PUBLISHED, MODEL_TOL, strict=True))[1].__eq__,
         ids=lambda point: f"{point[0]}-{point[1]}",
     ),
 )
@@ -46,7 +46,7 @@ def test_published_architectures(name, dtype):
     ("activation", "dtype"),
     sparse(
         itertools.product(ACTIVATIONS, MODEL_TOL),
-        ("relu", torch.bfloat16).__eq__,
+        lambda point: False,
         ids=lambda point: f"{point[0]}-{point[1]}",
     ),
 )

@@ -55,7 +55,7 @@ def test_every_tail(case: str) -> None:
 
 
 # The others of this file run what the machine has, AVX-512 mostly.
-@pytest.mark.parametrize("isa", sparse(["avx512", "avx2", "baseline"], "avx512".__ne__))
+@pytest.mark.parametrize("isa", sparse(["avx512", "avx2", "baseline"], "baseline".__eq__))
 def test_every_isa(isa: str) -> None:
     code = f"""
         from convmixer_fast import _C

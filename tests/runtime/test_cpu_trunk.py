@@ -138,7 +138,7 @@ def test_nan_reaches_its_window_alone(channels):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batch", sparse([1, 16], lambda batch: batch == 16))
+@pytest.mark.parametrize("batch", sparse([1, 16], lambda batch: False))
 def test_memory_of_a_call(batch):
     """Besides its output a call takes two activations of an image for each thread, and tiles."""
     code = f"""
