@@ -44,7 +44,10 @@ pytestmark = [
 
 
 def _every_tile(configs: tuple[Any, ...]) -> Any:
-    """Each row's tile, of the rows that run on this device: the interpreter has all of them."""
+    """Each row's tile, of the rows that run on this device: the interpreter has all of them.
+
+    Those for long kernels take it seconds.
+    """
     tiles = {row.tile: row for row in configs}
     if DEVICE.type == "cuda":
         major, minor = torch.cuda.get_device_capability()
@@ -55,7 +58,12 @@ def _every_tile(configs: tuple[Any, ...]) -> Any:
             if (limits := getattr(row, "capabilities", every))[0] <= 10 * major + minor < limits[1]
         }
     ids = [f"{type(tile).__name__}-{'-'.join(map(str, tile))}" for tile in tiles]
-    return pytest.mark.parametrize("row", tiles.values(), ids=ids)
+    short = [getattr(tile, "unrolled_taps", None) is None for tile in tiles]
+    rows = [
+        pytest.param(row, id=name, marks=[] if quick else [pytest.mark.exhaustive])
+        for row, name, quick in zip(tiles.values(), ids, short, strict=True)
+    ]
+    return pytest.mark.parametrize("row", rows)
 
 
 @_every_tile(depthwise_block.CONFIGS)

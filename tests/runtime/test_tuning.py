@@ -140,7 +140,7 @@ def test_another_process_finds_the_file(model, tmp_path, fixed_times, monkeypatc
             (tuning, "_kernels"),
             (tuning, "device_name"),
         ],
-        lambda point: point[1] == "_kernels",
+        lambda point: False,
         ids=lambda point: f"{point[0].__name__}.{point[1]}",
     ),
 )
