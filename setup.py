@@ -44,10 +44,14 @@ COMPILE_FLAGS = [
     "-Wno-ignored-attributes",
     "-Wno-psabi",
 ]
+AVX2 = ["-mavx2", "-mfma"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 # The sources compiled for one instruction set, which run only where it is found at run time.
 X86_FLAGS = {
-    "isa_avx2.cpp": ["-mavx2", "-mfma"],
-    "isa_avx512.cpp": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
+    "isa_avx2.cpp": AVX2,
+    "isa_avx2_vnni.cpp": [*AVX2, "-mavxvnni"],
+    "isa_avx512.cpp": AVX512,
+    "isa_avx512_vnni.cpp": [*AVX512, "-mavx512vnni"],
 }
 
 

@@ -2,9 +2,12 @@
 
 BLOCK: int
 PANEL: int
+QUAD: int
 
 # Addresses of weight, bias, scale and shift; the activation's number, 0 for none.
 _Packed = tuple[int, int, int, int, int]
+# Address of the scales of sums; one over the input's scale; its zero point.
+_Quantization = tuple[int, float, int]
 
 def isa() -> str: ...
 def pack(matrix: int, rows: int, depth: int, lanes: int, packed: int, threads: int) -> None: ...
@@ -36,7 +39,13 @@ def product_block(
 
 class Trunk:
     def __init__(
-        self, stem: _Packed, channels: int, patch_h: int, patch_w: int, channels_out: int
+        self,
+        stem: _Packed,
+        channels: int,
+        patch_h: int,
+        patch_w: int,
+        channels_out: int,
+        quantization: _Quantization | None = None,
     ) -> None: ...
     def add_layer(
         self,
@@ -44,6 +53,7 @@ class Trunk:
         kernel_size: int,
         pointwise: _Packed,
         channels_out: int,
+        quantization: _Quantization | None = None,
     ) -> None: ...
     def set_head(self, head: _Packed, channels_out: int) -> None: ...
     def run(

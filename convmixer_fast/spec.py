@@ -25,6 +25,7 @@ __all__ = [
     "FoldedLayer",
     "Head",
     "Layer",
+    "Quantization",
     "SizeCondition",
 ]
 
@@ -152,14 +153,33 @@ class ConvMixerSpec:
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """Of a convolution on numbers of 8 bits, as QuantizeLinear and DequantizeLinear of ONNX say it.
+
+    Its weight is ``weight * weight_scale``, with int8 ``weight``; its input
+    ``(q - zero_point) * input_scale``, with ``q = round(x / input_scale) + zero_point`` from 0 to
+    255, halves to even.
+    """
+
+    weight_scale: Tensor
+    """(C_out,), float32."""
+    input_scale: Tensor
+    """(), float32."""
+    zero_point: Tensor
+    """(), uint8."""
+
+
+@dataclass(frozen=True)
 class FoldedBlock:
     """What one fused op takes: ``act(conv(x, weight) + bias) * scale + shift``."""
 
     weight: Tensor
+    """(C_out, C_in / groups, K_h, K_w); int8 where there is a ``quantization``."""
     bias: Tensor | None
     scale: Tensor | None
     shift: Tensor | None
     activation: str
+    quantization: Quantization | None = None
 
 
 @dataclass(frozen=True)

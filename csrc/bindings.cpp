@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -38,6 +39,8 @@ void check_address(const char* name, Address address) {
 
 // Addresses of weight, bias, scale and shift, then the activation's number.
 using Packed = std::tuple<Address, Address, Address, Address, int>;
+// The address of the sums' scales, then one over the input's scale and its zero point.
+using Quantization = std::tuple<Address, float, int>;
 
 cpu::Epilogue to_epilogue(const Packed& packed) {
   const auto& [weight, bias, scale, shift, activation] = packed;
@@ -53,10 +56,21 @@ cpu::Epilogue to_epilogue(const Packed& packed) {
   return {input(bias), input(scale), input(shift), static_cast<cpu::Activation>(activation)};
 }
 
-cpu::ProductBlock to_product(const Packed& packed, int64_t channels_out) {
+cpu::ProductBlock to_product(const Packed& packed, int64_t channels_out,
+                             const std::optional<Quantization>& quantization = {}) {
   check_at_least("channels_out", channels_out, 1);
-  const cpu::Epilogue epilogue = to_epilogue(packed);
-  return {input(std::get<0>(packed)), epilogue, channels_out};
+  cpu::ProductBlock block{input(std::get<0>(packed)), to_epilogue(packed), channels_out, {}};
+  if (quantization) {
+    const auto& [sum_scale, inverse_scale, zero] = *quantization;
+    check_address("sum_scale", sum_scale);
+    check_at_least("zero", zero, 0);
+    if (zero > 255 || !(inverse_scale > 0)) {
+      throw std::invalid_argument("zero must be at most 255 and inverse_scale above 0, got " +
+                                  std::to_string(zero) + " and " + std::to_string(inverse_scale));
+    }
+    block.quantization = {inverse_scale, static_cast<float>(zero), input(sum_scale)};
+  }
+  return block;
 }
 
 cpu::DepthwiseBlock to_depthwise(const Packed& packed, int64_t channels, int64_t kernel_size,
@@ -124,16 +138,17 @@ void product_block(const Packed& packed, int64_t channels_out, Address x, Addres
 class Trunk {
  public:
   Trunk(const Packed& stem, int64_t channels, int64_t patch_h, int64_t patch_w,
-        int64_t channels_out)
+        int64_t channels_out, const std::optional<Quantization>& quantization)
       : in_channels_(channels), patch_h_(patch_h), patch_w_(patch_w), channels_(channels_out) {
     to_patches(channels, patch_h, patch_w, patch_h, patch_w);
-    trunk_.stem = to_product(stem, channels_out);
+    trunk_.stem = to_product(stem, channels_out, quantization);
   }
 
+  // quantization: of the pointwise product.
   void add_layer(const Packed& depthwise, int64_t kernel_size, const Packed& pointwise,
-                 int64_t channels_out) {
+                 int64_t channels_out, const std::optional<Quantization>& quantization) {
     trunk_.layers.push_back({to_depthwise(depthwise, channels_, kernel_size, true),
-                             to_product(pointwise, channels_out)});
+                             to_product(pointwise, channels_out, quantization)});
     channels_ = channels_out;
   }
 
@@ -236,6 +251,7 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "Compiled CPU kernels of convmixer_fast, on addresses of float32 tensors.";
   module.attr("BLOCK") = static_cast<int>(cpu::kBlock);
   module.attr("PANEL") = static_cast<int>(cpu::kPanel);
+  module.attr("QUAD") = static_cast<int>(cpu::kQuad);
   module.def(
       "isa", [] { return cpu::kernels().isa; },
       "The instruction set whose kernels run here: avx512, avx2 or baseline.");
@@ -248,10 +264,12 @@ PYBIND11_MODULE(_C, module) {
              arg("out"), arg("images"), arg("channels"), arg("height"), arg("width"),
              arg("patch_h"), arg("patch_w"), arg("threads"));
   py::class_<Trunk>(module, "Trunk")
-      .def(py::init<const Packed&, int64_t, int64_t, int64_t, int64_t>(), arg("stem"),
-           arg("channels"), arg("patch_h"), arg("patch_w"), arg("channels_out"))
+      .def(py::init<const Packed&, int64_t, int64_t, int64_t, int64_t,
+                    const std::optional<Quantization>&>(),
+           arg("stem"), arg("channels"), arg("patch_h"), arg("patch_w"), arg("channels_out"),
+           arg("quantization") = py::none())
       .def("add_layer", &Trunk::add_layer, arg("depthwise"), arg("kernel_size"),
-           arg("pointwise"), arg("channels_out"))
+           arg("pointwise"), arg("channels_out"), arg("quantization") = py::none())
       .def("set_head", &Trunk::set_head, arg("head"), arg("channels_out"))
       .def("run", &Trunk::run, arg("x"), arg("out"), arg("images"), arg("height"), arg("width"),
            arg("result"), arg("threads"))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from convmixer_fast import _C
 from convmixer_fast.activations import ACTIVATIONS
-from convmixer_fast.spec import FoldedBlock, FoldedLayer, Head
+from convmixer_fast.spec import FoldedBlock, FoldedLayer, Head, Quantization
 
 __all__ = ["CpuTrunk", "depthwise_block_cpu", "patch_embed_cpu", "pointwise_block_cpu"]
 
@@ -93,26 +93,39 @@ pointwise_block_cpu = patch_embed_cpu
 
 
 class Packed:
-    """A block's tensors as the kernels read them: float32, in blocks of channels, zero-padded.
+    """A block's tensors as the kernels read them: in blocks of channels, zero-padded.
 
     Args:
         weight: packed.
-        block: whose vectors are packed here.
+        block: whose vectors are packed here, as float32.
     """
+
+    quantization: tuple[int, float, int] | None = None
+    """Address of the scales of sums, one over the input's scale, its zero point."""
 
     def __init__(self, weight: Tensor, block: FoldedBlock) -> None:
         channels = block.weight.shape[0]
-        padding = -channels % _C.PANEL
+        self._padding = -channels % _C.PANEL
         vectors = [
             torch.full((channels,), fill, dtype=torch.float32, device="cpu")
             if vector is None
             else _float32(vector)
             for vector, fill in ((block.bias, 0.0), (block.scale, 1.0), (block.shift, 0.0))
         ]
+        if block.quantization is not None:
+            vectors[0] = self._quantize(block.weight, vectors[0], block.quantization)
         # Kept, as the kernels are given addresses.
-        self.tensors = [weight, *(F.pad(vector, (0, padding)) for vector in vectors)]
+        self.tensors = [weight, *(F.pad(vector, (0, self._padding)) for vector in vectors)]
         weight_at, bias_at, scale_at, shift_at = (t.data_ptr() for t in self.tensors)
         self.addresses = weight_at, bias_at, scale_at, shift_at, _ACTIVATIONS[block.activation]
+
+    def _quantize(self, weight: Tensor, bias: Tensor, quantization: Quantization) -> Tensor:
+        """Keep what the kernels need, and return the bias that makes up for the zero point."""
+        scale, zero = float(quantization.input_scale), int(quantization.zero_point)
+        sum_scale = quantization.weight_scale.double() * scale
+        self._sum_scale = F.pad(_float32(sum_scale), (0, self._padding))
+        self.quantization = self._sum_scale.data_ptr(), 1 / scale, zero
+        return _float32(bias - zero * weight.flatten(1).sum(1) * sum_scale)
 
     @classmethod
     def depthwise(cls, block: FoldedBlock) -> "Packed":
@@ -121,8 +134,18 @@ class Packed:
 
     @classmethod
     def product(cls, block: FoldedBlock) -> "Packed":
-        """Pack (C_out, C_in, P_h, P_w) as (C_out / PANEL, C_in * P_h * P_w, PANEL)."""
-        return cls(_pack(block.weight, _C.PANEL), block)
+        """Pack (C_out, C_in, P_h, P_w) as (C_out / PANEL, C_in * P_h * P_w, PANEL).
+
+        Int8 as (C_out / PANEL, C_in * P_h * P_w / QUAD, PANEL, QUAD), where the numbers of a quad
+        are of one channel in each of that many blocks.
+        """
+        if block.quantization is None:
+            return cls(_pack(block.weight, _C.PANEL), block)
+        rows = block.weight.detach().flatten(1)
+        group = _C.BLOCK * _C.QUAD
+        rows = F.pad(rows, (0, -rows.shape[1] % group, 0, -rows.shape[0] % _C.PANEL))
+        quads = rows.view(-1, _C.PANEL, rows.shape[1] // group, _C.QUAD, _C.BLOCK)
+        return cls(quads.permute(0, 2, 4, 1, 3).contiguous(), block)
 
 
 class CpuTrunk:
@@ -144,7 +167,9 @@ class CpuTrunk:
         self._widths = [self._channels, *(layer.pointwise.weight.shape[0] for layer in layers)]
         packed = Packed.product(stem)
         self._packed = [packed]
-        self._trunk = _C.Trunk(packed.addresses, in_channels, patch_h, patch_w, self._channels)
+        self._trunk = _C.Trunk(
+            *(packed.addresses, in_channels, patch_h, patch_w, self._channels, packed.quantization)
+        )
         done: dict[int, tuple[Packed, Packed]] = {}
         for layer in layers:
             if id(layer) not in done:  # a layer may stand at several positions
@@ -160,6 +185,7 @@ class CpuTrunk:
                 layer.depthwise.weight.shape[-1],
                 pointwise.addresses,
                 self._channels,
+                pointwise.quantization,
             )
         self._classes = 0
         if head is not None and head.weight is not None:

@@ -4,6 +4,10 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace convmixer_fast::cpu {
 namespace {
 
@@ -15,6 +19,14 @@ struct Candidate {
   bool supported;
 };
 
+#if defined(__x86_64__)
+// Compilers older than this instruction do not know its name.
+bool has_avx_vnni() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
+}
+#endif
+
 const Kernels* select() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -22,11 +34,17 @@ const Kernels* select() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  const Candidate candidates[] = {{"avx512", avx512_kernels, avx512},
+  const bool avx512_vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+  const bool avx2_vnni = avx2 && has_avx_vnni();
+  const Candidate candidates[] = {{"avx512_vnni", avx512_vnni_kernels, avx512_vnni},
+                                  {"avx512", avx512_kernels, avx512},
+                                  {"avx2_vnni", avx2_vnni_kernels, avx2_vnni},
                                   {"avx2", avx2_kernels, avx2},
                                   {"baseline", baseline_kernels, true}};
 #else
-  const Candidate candidates[] = {{"avx512", nullptr, false},
+  const Candidate candidates[] = {{"avx512_vnni", nullptr, false},
+                                  {"avx512", nullptr, false},
+                                  {"avx2_vnni", nullptr, false},
                                   {"avx2", nullptr, false},
                                   {"baseline", baseline_kernels, true}};
 #endif
@@ -40,7 +58,8 @@ const Kernels* select() {
     }
   }
   throw std::invalid_argument(std::string(kOverride) +
-                              " must be 'baseline', 'avx2' or 'avx512', got '" + named + "'");
+                              " must be 'baseline', 'avx2', 'avx2_vnni', 'avx512' or "
+                              "'avx512_vnni', got '" + named + "'");
 }
 
 }  // namespace

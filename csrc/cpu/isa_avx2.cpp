@@ -4,7 +4,7 @@
 namespace convmixer_fast::cpu {
 
 const Kernels* avx2_kernels() {
-  static constexpr Kernels kernels = make_kernels<8, 6, 2, 8>("avx2");
+  static constexpr Kernels kernels = make_kernels<8, 6, 2, 8, 5>("avx2");
   return &kernels;
 }
 

@@ -4,7 +4,7 @@
 namespace convmixer_fast::cpu {
 
 const Kernels* avx512_kernels() {
-  static constexpr Kernels kernels = make_kernels<16, 14, 2, 16>("avx512");
+  static constexpr Kernels kernels = make_kernels<16, 14, 2, 16, 12>("avx512");
   return &kernels;
 }
 

@@ -5,9 +5,9 @@ namespace convmixer_fast::cpu {
 
 const Kernels* baseline_kernels() {
 #if defined(__aarch64__)
-  static constexpr Kernels kernels = make_kernels<4, 7, 4, 16>("baseline");
+  static constexpr Kernels kernels = make_kernels<4, 7, 4, 16, 4>("baseline");
 #else
-  static constexpr Kernels kernels = make_kernels<4, 6, 2, 8>("baseline");
+  static constexpr Kernels kernels = make_kernels<4, 6, 2, 8, 3>("baseline");
 #endif
   return &kernels;
 }

@@ -5,6 +5,9 @@
 // Activations are float32 in blocks of kBlock channels, (channels / kBlock, pixels, kBlock): a
 // register holds channels of one pixel whatever the image's size, and a store is contiguous.
 // Channels beyond the last are zero, and stay zero, as their weights and vectors are.
+//
+// What a quantised product reads has four channels to a word of 32 bits instead, one of each of four
+// blocks: (channels / (4 * kBlock), pixels, kBlock) words. So all strides are in words.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +17,8 @@ namespace convmixer_fast::cpu {
 constexpr int kBlock = 16;
 // Output channels whose weights of a product lie together.
 constexpr int kPanel = 32;
+// Channels to a word where numbers have 8 bits.
+constexpr int kQuad = 4;
 
 // The numbers of convmixer_fast/activations.py; kNone is for a linear layer.
 enum class Activation : int {
@@ -34,6 +39,10 @@ struct Epilogue {
   const float* scale;
   const float* shift;
   Activation activation;
+
+  Epilogue from_block(int64_t block) const {
+    return {bias + block * kBlock, scale + block * kBlock, shift + block * kBlock, activation};
+  }
 };
 
 // y = act(depthwise_conv(x) + bias) * scale + shift (+ x) for the pixels [begin, end) of an image,
@@ -54,16 +63,32 @@ struct DepthwiseTile {
 };
 
 // z = act(weight * y + bias) * scale + shift for a number of pixels.
+//
+// Quantised, y are unsigned and weights signed numbers of 8 bits, these of at most 64 in size, and
+// the product of integers times sum_scale takes the place of weight * y.
 struct PointwiseTile {
-  const float* y;          // (depth / kBlock, ..., kBlock), from the first pixel on
-  int64_t y_block_stride;  // floats
+  const void* y;           // (depth / kBlock, ..., kBlock) words, from the first pixel on
+  int64_t y_block_stride;  // words
   int64_t pixels;
-  int64_t depth;        // input channels
-  const float* weight;  // (panels, depth, kPanel)
+  int64_t depth;       // words: input channels, or a quarter of them, then of whole blocks
+  const void* weight;  // (panels, depth, kPanel) words
+  const float* sum_scale;  // quantised only: of each output channel, padded as the epilogue's
   Epilogue epilogue;
   int64_t blocks;  // of output channels
   float* z;        // (blocks, ..., kBlock), from the first pixel on
   int64_t z_block_stride;
+};
+
+// Numbers of 8 bits, round(y * inverse_scale) + zero, halves to even, from 0 to 255.
+struct QuantizeTile {
+  const float* y;          // (blocks, ..., kBlock), from the first pixel on
+  int64_t y_block_stride;  // floats
+  int64_t pixels;
+  int64_t blocks;
+  float inverse_scale;
+  float zero;
+  void* out;                 // (blocks / kQuad, ..., kBlock) words; those of no block are anything
+  int64_t out_block_stride;  // words
 };
 
 // The kernels of one ISA.
@@ -71,11 +96,16 @@ struct Kernels {
   const char* isa;
   void (*depthwise_tile)(const DepthwiseTile& tile);
   void (*pointwise_tile)(const PointwiseTile& tile);
+  void (*quantize_tile)(const QuantizeTile& tile);
+  void (*pointwise_int8_tile)(const PointwiseTile& tile);
 };
 
 // The x86-64 ones exist on x86-64 only.
 const Kernels* baseline_kernels();
 const Kernels* avx2_kernels();
 const Kernels* avx512_kernels();
+// The former ones, quantised products by the instructions for them.
+const Kernels* avx2_vnni_kernels();
+const Kernels* avx512_vnni_kernels();
 
 }  // namespace convmixer_fast::cpu

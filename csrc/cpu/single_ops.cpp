@@ -58,13 +58,10 @@ void run_depthwise(const DepthwiseBlock& block, const float* x, int64_t images, 
     float* input = parts + participant * part;
     float* result = input + read_floats;
     to_blocks(x + at, channels, pixels, read * width, read_end * width, input, read_floats);
-    Epilogue epilogue = block.epilogue;
-    epilogue.bias += first * kBlock;
-    epilogue.scale += first * kBlock;
-    epilogue.shift += first * kBlock;
-    isa.depthwise_tile({input, block.weight + first * taps * kBlock, epilogue, block.residual, 1,
-                        read_end - read, width, block.kernel_size, (row - read) * width,
-                        (end - read) * width, result, part});
+    isa.depthwise_tile({input, block.weight + first * taps * kBlock,
+                        block.epilogue.from_block(first), block.residual, 1, read_end - read, width,
+                        block.kernel_size, (row - read) * width, (end - read) * width, result,
+                        part});
     from_blocks(result, part, channels, pixels, row * width, end * width, out + at);
   });
 }
@@ -96,8 +93,8 @@ void run_product(const ProductBlock& block, const float* x, int64_t images,
     } else {
       patches_to_blocks(source, patches, begin, begin + pixels, y, stride);
     }
-    isa.pointwise_tile({y, stride, pixels, patches.depth(), block.weight, block.epilogue, blocks,
-                        z, stride});
+    isa.pointwise_tile({y, stride, pixels, patches.depth(), block.weight, nullptr, block.epilogue,
+                        blocks, z, stride});
     from_blocks(z, stride, block.channels_out, extent.pixels, begin, begin + pixels,
                 out + image * block.channels_out * extent.pixels);
   });

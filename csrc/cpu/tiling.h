@@ -36,14 +36,18 @@ struct Tiling {
 struct Extent {
   explicit Extent(const Trunk& trunk, const Patches& patches)
       : pixels(patches.rows() * patches.columns()),
-        tile_channels(blocks_of(patches.depth()) * kBlock),
+        tile_words(blocks_of(patches.depth()) * kBlock),
         channels(blocks_of(trunk.stem.channels_out) * kBlock),
         pixel_work(patches.depth() * trunk.stem.channels_out) {
     for (const Layer& layer : trunk.layers) {
       const int64_t in = layer.depthwise.channels;
       const int64_t out = layer.pointwise.channels_out;
       const int64_t work = in * (layer.depthwise.kernel_size * layer.depthwise.kernel_size + out);
-      tile_channels = std::max(tile_channels, blocks_of(in) * kBlock);
+      // Quantised, a quad of blocks as floats stands beside all of them in 8 bits.
+      const int64_t blocks = layer.pointwise.quantization
+                                 ? divide_up(blocks_of(in), kQuad) + kQuad
+                                 : blocks_of(in);
+      tile_words = std::max(tile_words, blocks * kBlock);
       channels = std::max(channels, blocks_of(out) * kBlock);
       pixel_work += work;
     }
@@ -51,7 +55,7 @@ struct Extent {
 
   // For one thread: as large as the cache allows. For several: a whole number for each.
   Tiling tiling(int threads) const {
-    const int64_t most = std::clamp(kTileFloats / tile_channels, kFewestTilePixels,
+    const int64_t most = std::clamp(kTileFloats / tile_words, kFewestTilePixels,
                                     kMostTilePixels);
     int64_t tiles = divide_up(pixels, most);
     if (threads > 1) {
@@ -63,8 +67,8 @@ struct Extent {
   }
 
   int64_t pixels;
-  int64_t tile_channels;  // the widest input of a product
-  int64_t channels;       // of the widest activation
+  int64_t tile_words;  // of a pixel, of the widest input of a product
+  int64_t channels;    // of the widest activation
   int64_t pixel_work;
 };
 

@@ -25,16 +25,30 @@ class Pass {
     const int64_t end = tiling_.begin(tile + 1);
     const int64_t stride = tiling_.largest() * kBlock;
     if (step == 0) {
+      const int64_t blocks = blocks_of(patches_.depth());
       patches_to_blocks(image, patches_, begin, end, y, stride);
+      if (trunk_.stem.quantization) {
+        // In place: a quad of blocks becomes one, where others were that are done with.
+        quantize(*trunk_.stem.quantization, y, stride, end - begin, blocks, y);
+      }
       product(trunk_.stem, patches_.depth(), step, tile, y);
       return;
     }
     const Layer& layer = trunk_.layers[static_cast<size_t>(step - 1)];
-    const DepthwiseBlock& block = layer.depthwise;
-    isa_.depthwise_tile({buffers_[(step - 1) % 2], block.weight, block.epilogue, block.residual,
-                         blocks_of(block.channels), patches_.rows(), patches_.columns(),
-                         block.kernel_size, begin, end, y, stride});
-    product(layer.pointwise, block.channels, step, tile, y);
+    const ProductBlock& pointwise = layer.pointwise;
+    const int64_t blocks = blocks_of(layer.depthwise.channels);
+    if (!pointwise.quantization) {
+      depthwise(layer.depthwise, step, 0, blocks, begin, end, y, stride);
+    } else {
+      float* quad = y + divide_up(blocks, kQuad) * stride;
+      for (int64_t first = 0; first < blocks; first += kQuad) {
+        const int64_t last = std::min(first + kQuad, blocks);
+        depthwise(layer.depthwise, step, first, last, begin, end, quad, stride);
+        quantize(*pointwise.quantization, quad, stride, end - begin, last - first,
+                 y + first / kQuad * stride);
+      }
+    }
+    product(pointwise, layer.depthwise.channels, step, tile, y);
   }
 
   // Blocks [begin, end) of a step's output, or of its mean; `out` is where all of it goes.
@@ -58,7 +72,7 @@ class Pass {
     float* logits = scratch + blocks_of(channels) * kBlock;
     std::copy_n(mean, channels, padded_mean);
     std::fill(padded_mean + channels, logits, 0.0F);
-    isa_.pointwise_tile({padded_mean, kBlock, 1, channels, head.weight, head.epilogue,
+    isa_.pointwise_tile({padded_mean, kBlock, 1, channels, head.weight, nullptr, head.epilogue,
                          blocks_of(head.channels_out), logits, kBlock});
     std::copy_n(logits, head.channels_out, out);
   }
@@ -69,12 +83,31 @@ class Pass {
   }
 
  private:
+  // Blocks [first, last) of the channels.
+  void depthwise(const DepthwiseBlock& block, int64_t step, int64_t first, int64_t last,
+                 int64_t begin, int64_t end, float* y, int64_t stride) const {
+    const int64_t taps = block.kernel_size * block.kernel_size;
+    isa_.depthwise_tile({buffers_[(step - 1) % 2] + first * tiling_.pixels * kBlock,
+                         block.weight + first * taps * kBlock, block.epilogue.from_block(first),
+                         block.residual, last - first, patches_.rows(), patches_.columns(),
+                         block.kernel_size, begin, end, y, stride});
+  }
+
+  void quantize(const Quantization& quantization, const float* y, int64_t stride, int64_t pixels,
+                int64_t blocks, float* out) const {
+    isa_.quantize_tile({y, stride, pixels, blocks, quantization.inverse_scale, quantization.zero,
+                        out, stride});
+  }
+
   void product(const ProductBlock& block, int64_t depth, int64_t step, int64_t tile,
                const float* y) const {
     const int64_t begin = tiling_.begin(tile);
-    isa_.pointwise_tile({y, tiling_.largest() * kBlock, tiling_.begin(tile + 1) - begin, depth,
-                         block.weight, block.epilogue, blocks_of(block.channels_out),
-                         buffers_[step % 2] + begin * kBlock, tiling_.pixels * kBlock});
+    const auto run = block.quantization ? isa_.pointwise_int8_tile : isa_.pointwise_tile;
+    run({y, tiling_.largest() * kBlock, tiling_.begin(tile + 1) - begin,
+         block.quantization ? divide_up(blocks_of(depth), kQuad) * kBlock : depth, block.weight,
+         block.quantization ? block.quantization->sum_scale : nullptr, block.epilogue,
+         blocks_of(block.channels_out), buffers_[step % 2] + begin * kBlock,
+         tiling_.pixels * kBlock});
   }
 
   const Kernels& isa_;
@@ -93,7 +126,7 @@ class Buffers {
       : mean_(padded(trunk.channels_out())),
         head_(padded(Pass::head_floats(trunk))),
         activation_(padded(extent.channels * extent.pixels)),
-        tile_(padded(extent.tile_channels * tiling.largest())),
+        tile_(padded(extent.tile_words * tiling.largest())),
         // One tile is read whole before any of it is written.
         per_image_(tiling.tiles == 1 ? 1 : 2),
         images_(images),

@@ -1,7 +1,8 @@
 // A whole ConvMixer trunk, and its ops one by one, on raw float32 tensors.
 //
 // Nothing is checked: bindings.cpp does. Weights are packed (kernels.h): depthwise ones
-// (blocks, kernel_size^2, kBlock), products' (panels, depth, kPanel), vectors to whole panels.
+// (blocks, kernel_size^2, kBlock), products' (panels, depth, kPanel), vectors to whole panels;
+// weights of quantised products (panels, words of depth, kPanel) words.
 #pragma once
 
 #include <cstdint>
@@ -13,11 +14,20 @@
 
 namespace convmixer_fast::cpu {
 
+// How a product's input becomes numbers of 8 bits, round(y * inverse_scale) + zero, and what their
+// product with the weights is to be multiplied by. The epilogue's bias makes up for zero.
+struct Quantization {
+  float inverse_scale;
+  float zero;
+  const float* sum_scale;  // of each output channel
+};
+
 // act(product with weight) * scale + shift: a pointwise convolution, or the patch embedding.
 struct ProductBlock {
-  const float* weight;
+  const void* weight;
   Epilogue epilogue;
   int64_t channels_out;
+  std::optional<Quantization> quantization;
 };
 
 struct DepthwiseBlock {

@@ -160,6 +160,7 @@ def names(path):
     return [value.name for value in (*graph.input, *graph.output)]
 
 
+@pytest.mark.exhaustive
 def test_names(tmp_path):
     path = tmp_path / "model.onnx"
     variation = VARIANTS["maps-in-a-dictionary"]
@@ -204,7 +205,7 @@ def test_names_that_are_none(options, message, tmp_path):
         itertools.product(
             ("fp32", "fp16", "int8"), ("gelu", "gelu_tanh", "relu", "hardswish", "silu")
         ),
-        {("fp32", "gelu"), ("fp16", "gelu_tanh"), ("int8", "relu")}.__contains__,
+        ("fp16", "gelu_tanh").__eq__,
     ),
 )
 def test_opset_17(precision, activation, tmp_path):

@@ -212,7 +212,7 @@ def test_labelled_sets_are_checked(digits, validation, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("method", sparse(("minmax", "percentile"), "minmax".__eq__))
+@pytest.mark.parametrize("method", sparse(("minmax", "percentile"), lambda method: False))
 def test_batches_do_not_change_what_is_calibrated(digits, method, tmp_path, monkeypatch):
     """Ranges are the same, histograms nearly: their bins depend on what comes first.
 

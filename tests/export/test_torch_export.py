@@ -74,6 +74,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.exhaustive
 def test_it_runs_without_this_package(model, tmp_path):
     path, found = tmp_path / "model.pt2", tmp_path / "out.pt"
     to_torch_export(model, path, image_size=16)

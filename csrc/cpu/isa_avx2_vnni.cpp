@@ -1,0 +1,17 @@
+// Quantised products for x86-64 with AVX2 and VNNI.
+#include "kernels.h"
+#include "pointwise_tile.h"
+
+namespace convmixer_fast::cpu {
+
+const Kernels* avx2_vnni_kernels() {
+  static const Kernels kernels = [] {
+    Kernels table = *avx2_kernels();
+    table.isa = "avx2_vnni";
+    table.pointwise_int8_tile = pointwise_tile<Int8<8>, 6, 2, 8>;
+    return table;
+  }();
+  return &kernels;
+}
+
+}  // namespace convmixer_fast::cpu
