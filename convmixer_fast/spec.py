@@ -167,6 +167,21 @@ class Quantization:
     """(), float32."""
     zero_point: Tensor
     """(), uint8."""
+    output_scale: Tensor
+    """(), float32: of the convolution's result in a file, where it has 8 bits too; the engine
+    does not round it."""
+    output_zero_point: Tensor
+    """(), uint8."""
+
+    def input(self, x: Tensor) -> Tensor:
+        """Return ``x`` rounded to what 8 bits hold, in its own dtype."""
+        scale, zero = self.input_scale.to(x.dtype), self.zero_point.to(x.dtype)
+        rounded = (x / scale).round().clamp(-zero, 255 - zero)
+        return rounded * scale
+
+    def weight(self, numbers: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the weights that ``numbers`` (C_out, ...), int8, stand for."""
+        return numbers.to(dtype) * self.weight_scale.to(dtype)[:, None, None, None]
 
 
 @dataclass(frozen=True)

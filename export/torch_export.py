@@ -22,7 +22,9 @@ from convmixer_fast.export.checks import (
 from convmixer_fast.export.forms import FORMS
 from convmixer_fast.export.metadata import describe
 from convmixer_fast.export.trace import DTYPES, Sizes, plain_module, tracing
-from convmixer_fast.optimize import optimize
+from convmixer_fast.folding import fold
+from convmixer_fast.recognition.recognize import recognize
+from convmixer_fast.runtime.fused import FusedConvMixer
 
 __all__ = ["TorchExportReport", "to_torch_export"]
 
@@ -91,7 +93,9 @@ def to_torch_export(
             f"open, got {image_size}"
         )
     if ops == "fused":
-        module = optimize(model, dtype=dtype, example_input=example_input).cpu()
+        with torch.inference_mode(False), torch.no_grad():
+            folded = fold(recognize(model, example_input), dtype)
+            module = FusedConvMixer(folded).to(dtype).cpu()
     with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
         warnings.simplefilter("ignore")  # PyTorch's, of its own insides
         with tracing():

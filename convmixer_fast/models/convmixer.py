@@ -156,7 +156,7 @@ class ConvMixerInterface(nn.Module):
     @property
     def feature_info(self) -> list[dict[str, Any]]:
         """Channels, pixels a position, and name of each layer, as timm's wrappers ask for them."""
-        patch = next(self.stem.parameters()).shape[2]
+        patch = next(p.shape[2] for p in self.stem.parameters() if p.dim() == 4)
         return [
             {"num_chs": _channels_out(layer), "reduction": patch, "module": f"blocks.{index}"}
             for index, layer in enumerate(self.blocks)

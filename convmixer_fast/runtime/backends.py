@@ -255,6 +255,8 @@ class Backend:
     """Whether its calls can be CUDA graphs."""
     tunes: bool = False
     """Whether :meth:`fused.FusedConvMixer.tune` can measure what suits it."""
+    int8: bool = False
+    """Whether its trunk runs quantised blocks."""
     packs: bool = False
     """Whether its trunk has copies of the weights, and needs those it was made of no more."""
 
@@ -271,7 +273,13 @@ _BACKENDS = {
         tunes=True,
     ),
     "cpu": Backend(
-        "convmixer_fast.runtime.cpu", "cpu", _cpu_why_not, _cpu_status, trunk="CpuTrunk", packs=True
+        "convmixer_fast.runtime.cpu",
+        "cpu",
+        _cpu_why_not,
+        _cpu_status,
+        trunk="CpuTrunk",
+        int8=True,
+        packs=True,
     ),
     "reference": Backend("convmixer_fast.reference", "ref", lambda device: None, _reference_status),
 }

@@ -6,6 +6,7 @@ The tensors are parameters that require no gradient, so that ``.to()``, ``state_
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, Self
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from convmixer_fast import ops
 from convmixer_fast.errors import ReleasedWeightsError
-from convmixer_fast.spec import FoldedBlock, FoldedLayer
+from convmixer_fast.spec import FoldedBlock, FoldedLayer, Quantization
 
 __all__ = [
     "BranchedBlock",
@@ -25,8 +26,15 @@ __all__ = [
 ]
 
 
+_QUANTIZATION = tuple(field.name for field in fields(Quantization))
+
+
 class FusedBlock(nn.Module):
-    """One fused op and the tensors that it takes."""
+    """One fused op and the tensors that it takes.
+
+    Where it is quantised, ``weight`` is int8, and the tensors of its :class:`Quantization` are
+    parameters too.
+    """
 
     weight: nn.Parameter
     bias: nn.Parameter | None
@@ -36,12 +44,36 @@ class FusedBlock(nn.Module):
 
     def __init__(self, block: FoldedBlock, backend: str) -> None:
         super().__init__()
-        for name in ("weight", "bias", "scale", "shift"):
-            tensor = getattr(block, name)
+        tensors = {name: getattr(block, name) for name in ("weight", "bias", "scale", "shift")}
+        if block.quantization is not None:
+            # First, as a module's dtype is read off its first parameter.
+            own = {name: getattr(block.quantization, name) for name in _QUANTIZATION}
+            tensors = own | tensors
+        for name, tensor in tensors.items():
             parameter = None if tensor is None else nn.Parameter(tensor, requires_grad=False)
             self.register_parameter(name, parameter)
         self.activation = block.activation
         self.backend = backend
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """Scales and zero points, where it is quantised."""
+        if "weight_scale" not in self._parameters:
+            return None
+        return Quantization(**{name: getattr(self, name) for name in _QUANTIZATION})
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its input."""
+        return self.weight.dtype if self.quantization is None else torch.float32
+
+    def operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return input and weight of the op: where it is quantised, what their 8 bits stand for."""
+        self.need_weights("running op by op")
+        quantization = self.quantization
+        if quantization is None:
+            return x, self.weight
+        return quantization.input(x), quantization.weight(self.weight, x.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.need_weights("a change of dtype or device")
@@ -50,7 +82,7 @@ class FusedBlock(nn.Module):
         # take them so, and rounding them would cost accuracy and save nothing.
         def keep_vectors(tensor: Tensor) -> Tensor:
             result = fn(tensor)
-            if tensor.dim() == 1 and result.dtype in (torch.float16, torch.bfloat16):
+            if tensor.dim() <= 1 and result.dtype in (torch.float16, torch.bfloat16):
                 return tensor.to(result.device, torch.float32)
             return result
 
@@ -58,9 +90,10 @@ class FusedBlock(nn.Module):
         return self
 
     def release(self) -> None:
-        """Let go of the numbers. Tensors keep shape, dtype and device, and hold one NaN."""
+        """Let go of the numbers. Tensors keep shape, dtype and device, and hold one NaN, or 0."""
         for parameter in self.parameters():
-            parameter.data = parameter.new_full((), float("nan")).expand(parameter.shape)
+            nothing = float("nan") if parameter.is_floating_point() else 0
+            parameter.data = parameter.new_full((), nothing).expand(parameter.shape)
         self.released = True
 
     def need_weights(self, what: str) -> None:
@@ -90,12 +123,15 @@ class FusedBlock(nn.Module):
             ReleasedWeightsError: they are gone.
         """
         self.need_weights("a call other than that which they were packed for")
-        return FoldedBlock(self.weight, self.bias, self.scale, self.shift, self.activation)
+        return FoldedBlock(
+            *(self.weight, self.bias, self.scale, self.shift, self.activation, self.quantization)
+        )
 
     def extra_repr(self) -> str:
         """Return the weight's shape, the activation and the backend."""
         shape = "x".join(map(str, self.weight.shape))
-        return f"{shape}, activation={self.activation!r}, backend={self.backend!r}"
+        kind = "" if self.quantization is None else "int8, "
+        return f"{shape}, {kind}activation={self.activation!r}, backend={self.backend!r}"
 
 
 class PatchEmbed(FusedBlock):
@@ -103,9 +139,9 @@ class PatchEmbed(FusedBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, C_in, H, W) to (N, C_out, H // P_h, W // P_w)."""
-        self.need_weights("running op by op")
+        x, weight = self.operands(x)
         return ops.patch_embed(
-            x, self.weight, self.bias, self.scale, self.shift,
+            x, weight, self.bias, self.scale, self.shift,
             activation=self.activation, backend=self.backend,
         )  # fmt: skip
 
@@ -130,9 +166,9 @@ class PointwiseBlock(FusedBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C_in, H, W) to (N, C_out, H, W)."""
-        self.need_weights("running op by op")
+        x, weight = self.operands(x)
         return ops.pointwise_block(
-            x, self.weight, self.bias, self.scale, self.shift,
+            x, weight, self.bias, self.scale, self.shift,
             activation=self.activation, backend=self.backend,
         )  # fmt: skip
 

@@ -56,6 +56,8 @@ class FusedConvMixer(ConvMixerInterface):
     in_training = "raise"
     made_from = ""
     """What the source is called, for messages."""
+    quantization: Any = None
+    """What 8-bit numbers cost, where some are; an :class:`export.quantized.QuantizationReport`."""
 
     def __init__(
         self,
@@ -195,7 +197,7 @@ class FusedConvMixer(ConvMixerInterface):
             BackendUnavailableError: one call of the CPU backend does not run all layers.
         """
         stem: Any = self.stem
-        image = stem.weight.new_zeros(1, *stem.weight.shape[1:])
+        image = torch.zeros(1, *stem.weight.shape[1:], dtype=stem.dtype, device=stem.weight.device)
         with torch.inference_mode():
             self._engine.release(self, image)
 
@@ -209,10 +211,10 @@ class FusedConvMixer(ConvMixerInterface):
         Raises:
             ValueError: a shape is none that the model takes.
         """
-        weight: Any = self.stem.weight
+        stem: Any = self.stem
         with torch.no_grad():
             for shape in shapes:
-                x = torch.zeros(tuple(shape), dtype=weight.dtype, device=weight.device)
+                x = torch.zeros(tuple(shape), dtype=stem.dtype, device=stem.weight.device)
                 for _ in range(2):  # a graph is captured when a shape comes again
                     self(x)
 

@@ -21,13 +21,15 @@ from convmixer_fast.errors import BackendUnavailableError
 from convmixer_fast.models.convmixer import GlobalPool
 from convmixer_fast.runtime import backends
 from convmixer_fast.runtime.blocks import BranchedBlock, DepthwiseBlock, PatchEmbed, PointwiseBlock
-from convmixer_fast.spec import FoldedBlock, FoldedLayer, Head
+from convmixer_fast.spec import FoldedBlock, FoldedLayer, Head, Quantization
 
 __all__ = ["Model", "Reason", "Source"]
 
+WEIGHT_LIMIT = 64
+"""Of 8-bit weights: where there is no VNNI, two products with numbers up to 255 are added in 16
+bits."""
 _SAMPLES = 4
 """Numbers of each tensor that are compared at every call."""
-
 
 _ENDS = ("global_pool", "head_drop", "head")
 
@@ -143,6 +145,10 @@ class Source:
                 return Reason(
                     f"{name} has the backend {block.backend!r}, and the whole runs on {backend!r}"
                 )
+        if not backends.row(backend).int8 and any(
+            block.quantization is not None for block in self._blocks.values()
+        ):
+            return Reason(f"8-bit numbers run in one call on a CPU, not on the backend {backend!r}")
         strange = [t for t in self._tensors if type(t) not in (Tensor, nn.Parameter)]
         if strange:
             return Reason(f"a weight is a {type(strange[0]).__name__}, a subclass of Tensor")
@@ -221,14 +227,14 @@ class Source:
 
     def _takes(self, x: Tensor) -> bool:
         """Whether the ops would take ``x``."""
-        weight = self._blocks["stem"].weight
+        weight, dtype = self._blocks["stem"].weight, self._blocks["stem"].dtype
         if x.dim() != 4 or x.device != weight.device:
             return False
         if torch.is_autocast_enabled(x.device.type):
             # Float64, and what is no floating-point number, is not cast.
-            if not x.is_floating_point() or torch.float64 in (x.dtype, weight.dtype):
+            if not x.is_floating_point() or torch.float64 in (x.dtype, dtype):
                 return False
-        elif x.dtype != weight.dtype:
+        elif x.dtype != dtype:
             return False
         _, channels, height, width = x.shape
         _, wanted, patch_h, patch_w = weight.shape
@@ -237,7 +243,7 @@ class Source:
 
     def _fits_together(self) -> bool:
         """Whether the ops, and the head, would take the tensors: the kernels trust them."""
-        stem = self._blocks["stem"].weight
+        stem, dtype = self._blocks["stem"].weight, self._blocks["stem"].dtype
         if any(t.device != stem.device or t.numel() == 0 for t in self._tensors):
             return False
         channels = stem.shape[0]
@@ -246,7 +252,9 @@ class Source:
             depthwise = index % 2 == 1
             size = shape[-1]
             wanted = (channels, 1, size, size) if depthwise else (shape[0], channels, 1, 1)
-            if block.weight.dtype != stem.dtype or (index > 0 and shape != wanted):
+            if block.dtype != dtype or (index > 0 and shape != wanted):
+                return False
+            if not _fits_itself(block.weight, block.quantization):
                 return False
             if (depthwise and size % 2 == 0) or block.activation not in ACTIVATIONS:
                 return False
@@ -254,15 +262,13 @@ class Source:
             for vector in (block.bias, block.scale, block.shift):
                 if vector is None:
                     continue
-                if vector.shape != (channels,) or vector.dtype not in (stem.dtype, torch.float32):
+                if vector.shape != (channels,) or vector.dtype not in (dtype, torch.float32):
                     return False
         if self._head is None:
             return True
         weight, bias = self._head.weight, self._head.bias
-        fits = weight.dim() == 2 and weight.shape[1] == channels and weight.dtype == stem.dtype
-        return fits and (
-            bias is None or (bias.shape == weight.shape[:1] and bias.dtype == stem.dtype)
-        )
+        fits = weight.dim() == 2 and weight.shape[1] == channels and weight.dtype == dtype
+        return fits and (bias is None or (bias.shape == weight.shape[:1] and bias.dtype == dtype))
 
 
 class _Watched:
@@ -310,6 +316,22 @@ def _sampled(tensor: Tensor) -> Iterator[tuple[int, int]]:
         yield at, size
 
 
+def _fits_itself(weight: Tensor, quantization: Quantization | None) -> bool:
+    """Whether 8-bit weights are what their kernels take: see csrc/cpu/kernels.h."""
+    if quantization is None:
+        return weight.dtype != torch.int8
+    scales = quantization.weight_scale, quantization.input_scale
+    return (
+        weight.dtype == torch.int8
+        and quantization.zero_point.dtype == torch.uint8
+        and quantization.weight_scale.shape == weight.shape[:1]
+        and all(scale.dtype == torch.float32 and bool((scale > 0).all()) for scale in scales)
+        and bool((weight.int().abs() <= WEIGHT_LIMIT).all())
+    )
+
+
 def _cast(block: FoldedBlock, dtype: torch.dtype) -> FoldedBlock:
     # As autocast does to a convolution's weight; the vectors are made for float32.
+    if block.quantization is not None:
+        return block
     return replace(block, weight=block.weight.to(dtype))

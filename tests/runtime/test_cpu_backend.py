@@ -27,6 +27,7 @@ from tests.sweeps import sparse
 from tests.tolerances import TOL
 
 BAND = 64
+ISAS = ("avx512_vnni", "avx512", "avx2_vnni", "avx2", "baseline")
 
 
 @pytest.fixture
@@ -54,15 +55,16 @@ def test_every_tail(case: str) -> None:
     assert not make(*shape).check().isnan().any()
 
 
-# The others of this file run what the machine has, AVX-512 mostly.
-@pytest.mark.parametrize("isa", sparse(["avx512", "avx2", "baseline"], "baseline".__eq__))
+# The others of this file run what the machine has, one with AVX-512 mostly.
+@pytest.mark.parametrize("isa", sparse(ISAS, "baseline".__eq__))
 def test_every_isa(isa: str) -> None:
     code = f"""
         from convmixer_fast import _C
-        from tests.runtime import cpu_cases, test_cpu_trunk
+        from tests.runtime import cpu_cases, test_cpu_int8, test_cpu_trunk
         assert _C.isa() == {isa!r}
         cpu_cases.check_all_cases()
         test_cpu_trunk.check_all()
+        test_cpu_int8.check_all()
     """
     done = run_python(code, CONVMIXER_FAST_CPU_ISA=isa)
     if "this machine cannot run these kernels" in done.stderr:

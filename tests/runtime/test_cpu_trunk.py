@@ -80,11 +80,15 @@ def test_layers_that_change_the_width(activation):
     layers = (replace(folded[0].layers[0], pointwise=widened), folded[1].layers[0])
     x = torch.randn(2, 3, 14, 10)
     out = CpuTrunk(folded[0].stem, layers)(x, "features")
-    y = cpu.patch_embed_cpu(x, *vars(folded[0].stem).values())
+    y = cpu.patch_embed_cpu(x, *_arguments(folded[0].stem))
     for layer in layers:
-        y = cpu.depthwise_block_cpu(y, *vars(layer.depthwise).values(), True)
-        y = cpu.pointwise_block_cpu(y, *vars(layer.pointwise).values())
+        y = cpu.depthwise_block_cpu(y, *_arguments(layer.depthwise), True)
+        y = cpu.pointwise_block_cpu(y, *_arguments(layer.pointwise))
     assert relative_error(out, y) < 1e-6
+
+
+def _arguments(block):
+    return block.weight, block.bias, block.scale, block.shift, block.activation
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 5])
