@@ -2,14 +2,15 @@
 
 BLOCK: int
 PANEL: int
-QUAD: int
 
 # Addresses of weight, bias, scale and shift; the activation's number, 0 for none.
 _Packed = tuple[int, int, int, int, int]
-# Address of the scales of sums; one over the input's scale; its zero point.
-_Quantization = tuple[int, float, int]
+# How many numbers make a word: 1, 2 of bfloat16, 4 of 8 bits; of these the address of the sums'
+# scales, one over the input's scale, its zero point.
+_Numbers = tuple[int, int, float, int]
 
 def isa() -> str: ...
+def bfloat16_speed() -> float: ...
 def pack(matrix: int, rows: int, depth: int, lanes: int, packed: int, threads: int) -> None: ...
 def depthwise_block(
     packed: _Packed,
@@ -45,7 +46,7 @@ class Trunk:
         patch_h: int,
         patch_w: int,
         channels_out: int,
-        quantization: _Quantization | None = None,
+        numbers: _Numbers | None = None,
     ) -> None: ...
     def add_layer(
         self,
@@ -53,7 +54,7 @@ class Trunk:
         kernel_size: int,
         pointwise: _Packed,
         channels_out: int,
-        quantization: _Quantization | None = None,
+        numbers: _Numbers | None = None,
     ) -> None: ...
     def set_head(self, head: _Packed, channels_out: int) -> None: ...
     def run(

@@ -39,8 +39,9 @@ void check_address(const char* name, Address address) {
 
 // Addresses of weight, bias, scale and shift, then the activation's number.
 using Packed = std::tuple<Address, Address, Address, Address, int>;
-// The address of the sums' scales, then one over the input's scale and its zero point.
-using Quantization = std::tuple<Address, float, int>;
+// What a product computes with: how many numbers make a word; of 8 bits, which are 4, the address of
+// the sums' scales, one over the input's scale, and its zero point.
+using Numbers = std::tuple<int, Address, float, int>;
 
 cpu::Epilogue to_epilogue(const Packed& packed) {
   const auto& [weight, bias, scale, shift, activation] = packed;
@@ -56,21 +57,31 @@ cpu::Epilogue to_epilogue(const Packed& packed) {
   return {input(bias), input(scale), input(shift), static_cast<cpu::Activation>(activation)};
 }
 
-cpu::ProductBlock to_product(const Packed& packed, int64_t channels_out,
-                             const std::optional<Quantization>& quantization = {}) {
-  check_at_least("channels_out", channels_out, 1);
-  cpu::ProductBlock block{input(std::get<0>(packed)), to_epilogue(packed), channels_out, {}};
-  if (quantization) {
-    const auto& [sum_scale, inverse_scale, zero] = *quantization;
+cpu::Numbers to_numbers(const Numbers& numbers) {
+  const auto& [per_word, sum_scale, inverse_scale, zero] = numbers;
+  const auto format = static_cast<cpu::Format>(per_word);
+  if (format == cpu::Format::kInt8) {
     check_address("sum_scale", sum_scale);
-    check_at_least("zero", zero, 0);
-    if (zero > 255 || !(inverse_scale > 0)) {
-      throw std::invalid_argument("zero must be at most 255 and inverse_scale above 0, got " +
+    if (zero < 0 || zero > 255 || !(inverse_scale > 0)) {
+      throw std::invalid_argument("zero must be from 0 to 255 and inverse_scale above 0, got " +
                                   std::to_string(zero) + " and " + std::to_string(inverse_scale));
     }
-    block.quantization = {inverse_scale, static_cast<float>(zero), input(sum_scale)};
+    return {format, inverse_scale, static_cast<float>(zero), input(sum_scale)};
   }
-  return block;
+  if (format == cpu::Format::kBfloat16 && cpu::kernels().pointwise_bfloat16_tile == nullptr) {
+    throw std::invalid_argument("this machine has no instructions for bfloat16");
+  }
+  if (format != cpu::Format::kFloat32 && format != cpu::Format::kBfloat16) {
+    throw std::invalid_argument("1, 2 or 4 numbers make a word, got " + std::to_string(per_word));
+  }
+  return {format, 1, 0, nullptr};
+}
+
+cpu::ProductBlock to_product(const Packed& packed, int64_t channels_out,
+                             const std::optional<Numbers>& numbers = {}) {
+  check_at_least("channels_out", channels_out, 1);
+  return {input(std::get<0>(packed)), to_epilogue(packed), channels_out,
+          numbers ? to_numbers(*numbers) : cpu::Numbers{}};
 }
 
 cpu::DepthwiseBlock to_depthwise(const Packed& packed, int64_t channels, int64_t kernel_size,
@@ -138,17 +149,17 @@ void product_block(const Packed& packed, int64_t channels_out, Address x, Addres
 class Trunk {
  public:
   Trunk(const Packed& stem, int64_t channels, int64_t patch_h, int64_t patch_w,
-        int64_t channels_out, const std::optional<Quantization>& quantization)
+        int64_t channels_out, const std::optional<Numbers>& numbers)
       : in_channels_(channels), patch_h_(patch_h), patch_w_(patch_w), channels_(channels_out) {
     to_patches(channels, patch_h, patch_w, patch_h, patch_w);
-    trunk_.stem = to_product(stem, channels_out, quantization);
+    trunk_.stem = to_product(stem, channels_out, numbers);
   }
 
-  // quantization: of the pointwise product.
+  // numbers: of the pointwise product.
   void add_layer(const Packed& depthwise, int64_t kernel_size, const Packed& pointwise,
-                 int64_t channels_out, const std::optional<Quantization>& quantization) {
+                 int64_t channels_out, const std::optional<Numbers>& numbers) {
     trunk_.layers.push_back({to_depthwise(depthwise, channels_, kernel_size, true),
-                             to_product(pointwise, channels_out, quantization)});
+                             to_product(pointwise, channels_out, numbers)});
     channels_ = channels_out;
   }
 
@@ -251,10 +262,18 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "Compiled CPU kernels of convmixer_fast, on addresses of float32 tensors.";
   module.attr("BLOCK") = static_cast<int>(cpu::kBlock);
   module.attr("PANEL") = static_cast<int>(cpu::kPanel);
-  module.attr("QUAD") = static_cast<int>(cpu::kQuad);
   module.def(
       "isa", [] { return cpu::kernels().isa; },
-      "The instruction set whose kernels run here: avx512, avx2 or baseline.");
+      "The instruction set whose kernels run here: avx512_bf16, avx512_vnni, avx512, avx2_vnni, avx2 "
+      "or baseline.");
+  module.def(
+      "bfloat16_speed",
+      [] {
+        const auto measure = cpu::kernels().bfloat16_speed;
+        return measure == nullptr ? 0.0 : measure();
+      },
+      "How many times as fast as float32 products of bfloat16 are, measured; 0 without "
+      "instructions for them.");
   module.def("pack", &pack, arg("matrix"), arg("rows"), arg("depth"), arg("lanes"),
              arg("packed"), arg("threads"));
   module.def("depthwise_block", &depthwise_block, arg("packed"), arg("channels"),
@@ -265,11 +284,11 @@ PYBIND11_MODULE(_C, module) {
              arg("patch_h"), arg("patch_w"), arg("threads"));
   py::class_<Trunk>(module, "Trunk")
       .def(py::init<const Packed&, int64_t, int64_t, int64_t, int64_t,
-                    const std::optional<Quantization>&>(),
+                    const std::optional<Numbers>&>(),
            arg("stem"), arg("channels"), arg("patch_h"), arg("patch_w"), arg("channels_out"),
-           arg("quantization") = py::none())
+           arg("numbers") = py::none())
       .def("add_layer", &Trunk::add_layer, arg("depthwise"), arg("kernel_size"),
-           arg("pointwise"), arg("channels_out"), arg("quantization") = py::none())
+           arg("pointwise"), arg("channels_out"), arg("numbers") = py::none())
       .def("set_head", &Trunk::set_head, arg("head"), arg("channels_out"))
       .def("run", &Trunk::run, arg("x"), arg("out"), arg("images"), arg("height"), arg("width"),
            arg("result"), arg("threads"))

@@ -205,11 +205,14 @@ def _cpu_status() -> BackendStatus:
     module, reason = _load_extension()
     if module is None:
         return BackendStatus("cpu", False, reason)
+    from convmixer_fast.runtime.cpu import bfloat16_pays
+
+    narrow = "float16 is" if bfloat16_pays() else "float16 and bfloat16 are"
     return BackendStatus(
         "cpu",
         True,
         f"{module.isa()} kernels, {torch.get_num_threads()} threads (torch.get_num_threads()); "
-        "float16 and bfloat16 are computed in float32, without AVX512_BF16, AVX512_FP16 or AMX",
+        f"{narrow} computed in float32",
     )
 
 

@@ -2,7 +2,8 @@
 
 The kernels take float32 tensors: weights in the layout that :class:`Packed` makes, images and
 results as PyTorch has them, (N, C, H, W). 16-bit tensors are converted, computed in float32, and
-the result is rounded once. Everything runs on ``torch.get_num_threads()`` threads; results do not
+the result is rounded once; products of a trunk in bfloat16 take bfloat16, and sum in float32, where
+that is faster. Everything runs on ``torch.get_num_threads()`` threads; results do not
 depend on how many.
 
 The functions have the signatures of :mod:`convmixer_fast.reference` and trust their arguments,
@@ -11,6 +12,7 @@ packs once and runs all layers in one call.
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +22,17 @@ from convmixer_fast import _C
 from convmixer_fast.activations import ACTIVATIONS
 from convmixer_fast.spec import FoldedBlock, FoldedLayer, Head, Quantization
 
-__all__ = ["CpuTrunk", "depthwise_block_cpu", "patch_embed_cpu", "pointwise_block_cpu"]
+__all__ = [
+    "CpuTrunk",
+    "bfloat16_pays",
+    "depthwise_block_cpu",
+    "patch_embed_cpu",
+    "pointwise_block_cpu",
+]
 
 _ACTIVATIONS = {name: row.cpu for name, row in ACTIVATIONS.items()} | {"none": 0}
 _RESULTS = {"features": 0, "mean": 1, "logits": 2}
+_WORTHWHILE = 1.3
 
 
 def depthwise_block_cpu(
@@ -100,8 +109,8 @@ class Packed:
         block: whose vectors are packed here, as float32.
     """
 
-    quantization: tuple[int, float, int] | None = None
-    """Address of the scales of sums, one over the input's scale, its zero point."""
+    numbers: tuple[int, int, float, int] | None = None
+    """What a product computes with; see ``_C.pyi``. None: float32."""
 
     def __init__(self, weight: Tensor, block: FoldedBlock) -> None:
         channels = block.weight.shape[0]
@@ -124,7 +133,7 @@ class Packed:
         scale, zero = float(quantization.input_scale), int(quantization.zero_point)
         sum_scale = quantization.weight_scale.double() * scale
         self._sum_scale = F.pad(_float32(sum_scale), (0, self._padding))
-        self.quantization = self._sum_scale.data_ptr(), 1 / scale, zero
+        self.numbers = 4, self._sum_scale.data_ptr(), 1 / scale, zero
         return _float32(bias - zero * weight.flatten(1).sum(1) * sum_scale)
 
     @classmethod
@@ -133,19 +142,19 @@ class Packed:
         return cls(_pack(block.weight, _C.BLOCK), block)
 
     @classmethod
-    def product(cls, block: FoldedBlock) -> "Packed":
-        """Pack (C_out, C_in, P_h, P_w) as (C_out / PANEL, C_in * P_h * P_w, PANEL).
+    def product(cls, block: FoldedBlock, *, bfloat16: bool = False) -> "Packed":
+        """Pack (C_out, C_in, P_h, P_w) as (C_out / PANEL, words of the depth, PANEL).
 
-        Int8 as (C_out / PANEL, C_in * P_h * P_w / QUAD, PANEL, QUAD), where the numbers of a quad
-        are of one channel in each of that many blocks.
+        A word is a number of float32, or two of bfloat16 or four of 8 bits: one channel in each of
+        so many blocks.
         """
-        if block.quantization is None:
+        if block.quantization is not None:
+            return cls(_words(block.weight, 4), block)
+        if not bfloat16:
             return cls(_pack(block.weight, _C.PANEL), block)
-        rows = block.weight.detach().flatten(1)
-        group = _C.BLOCK * _C.QUAD
-        rows = F.pad(rows, (0, -rows.shape[1] % group, 0, -rows.shape[0] % _C.PANEL))
-        quads = rows.view(-1, _C.PANEL, rows.shape[1] // group, _C.QUAD, _C.BLOCK)
-        return cls(quads.permute(0, 2, 4, 1, 3).contiguous(), block)
+        packed = cls(_words(block.weight.to(torch.bfloat16), 2), block)
+        packed.numbers = 2, 0, 1.0, 0
+        return packed
 
 
 class CpuTrunk:
@@ -156,26 +165,36 @@ class CpuTrunk:
         layers: the layers.
         head: the linear layer on the mean over the positions; without it there are no logits.
 
+        bfloat16: whether products of bfloat16 weights take bfloat16; None where that is faster
+            than float32.
+
     Tensors may be of any dtype, and are copied. Widths must fit together: nothing is checked here.
     """
 
     def __init__(
-        self, stem: FoldedBlock, layers: Sequence[FoldedLayer], head: Head | None = None
+        self,
+        stem: FoldedBlock,
+        layers: Sequence[FoldedLayer],
+        head: Head | None = None,
+        *,
+        bfloat16: bool | None = None,
     ) -> None:
+        if bfloat16 is None:
+            bfloat16 = stem.weight.dtype == torch.bfloat16 and bfloat16_pays()
         self._channels, in_channels, patch_h, patch_w = stem.weight.shape
         self._patch = patch_h, patch_w
         self._widths = [self._channels, *(layer.pointwise.weight.shape[0] for layer in layers)]
-        packed = Packed.product(stem)
+        packed = Packed.product(stem, bfloat16=bfloat16)
         self._packed = [packed]
         self._trunk = _C.Trunk(
-            *(packed.addresses, in_channels, patch_h, patch_w, self._channels, packed.quantization)
+            *(packed.addresses, in_channels, patch_h, patch_w, self._channels, packed.numbers)
         )
         done: dict[int, tuple[Packed, Packed]] = {}
         for layer in layers:
             if id(layer) not in done:  # a layer may stand at several positions
                 done[id(layer)] = (
                     Packed.depthwise(layer.depthwise),
-                    Packed.product(layer.pointwise),
+                    Packed.product(layer.pointwise, bfloat16=bfloat16),
                 )
             depthwise, pointwise = done[id(layer)]
             self._packed += [depthwise, pointwise]
@@ -185,7 +204,7 @@ class CpuTrunk:
                 layer.depthwise.weight.shape[-1],
                 pointwise.addresses,
                 self._channels,
-                pointwise.quantization,
+                pointwise.numbers,
             )
         self._classes = 0
         if head is not None and head.weight is not None:
@@ -246,6 +265,23 @@ class CpuTrunk:
                 source.data_ptr(), addresses, images, height, width, threads
             )
         return [out.to(x.dtype) for out in outs]
+
+
+@cache
+def bfloat16_pays() -> bool:
+    """Whether products of bfloat16 are faster than of float32: measured, once.
+
+    Zen 4 and Zen 5 do them at twice the rate of float32, Intel's processors at half of it.
+    """
+    return _C.bfloat16_speed() > _WORTHWHILE
+
+
+def _words(weight: Tensor, per_word: int) -> Tensor:
+    """Return a weight (C_out, ...) as (C_out / PANEL, words, PANEL, per_word), padded by zeros."""
+    rows, group = weight.detach().flatten(1), _C.BLOCK * per_word
+    rows = F.pad(rows, (0, -rows.shape[1] % group, 0, -rows.shape[0] % _C.PANEL))
+    blocks = rows.view(-1, _C.PANEL, rows.shape[1] // group, per_word, _C.BLOCK)
+    return blocks.permute(0, 2, 4, 1, 3).contiguous()
 
 
 def _pack(weight: Tensor, lanes: int) -> Tensor:

@@ -1,4 +1,5 @@
-// Products of words: one float32 times another, or four numbers of 8 bits times four others.
+// Products of words: one float32 times another, two bfloat16 times two others, or four numbers of 8
+// bits times four others.
 #pragma once
 
 #include "kernels.h"
@@ -11,6 +12,20 @@ namespace {
 struct Word {
   unsigned char bytes[4];
 };
+
+template <int kWidth>
+CONVMIXER_FAST_INLINE typename BitsOf<kWidth>::Type load_bits(const Word* source) {
+  typename BitsOf<kWidth>::Type v;
+  std::memcpy(&v, source, sizeof v);
+  return v;
+}
+
+template <int kWidth>
+CONVMIXER_FAST_INLINE typename BitsOf<kWidth>::Type broadcast_bits(const Word* source) {
+  int32_t value;
+  std::memcpy(&value, source, sizeof value);
+  return value - typename BitsOf<kWidth>::Type{};
+}
 
 template <int kWidth>
 struct Float32 {
@@ -36,6 +51,27 @@ struct Float32 {
   static CONVMIXER_FAST_INLINE Vector<kWidth> to_float(Sum sum, const float*, int) { return sum; }
 };
 
+#if defined(__AVX512BF16__)
+// Pairs of bfloat16; sums are of float32.
+struct Bfloat16 {
+  using Words = BitsOf<16>::Type;
+  using Sum = Vector<16>;
+
+  static constexpr int64_t kSumDepth = 64;
+
+  static CONVMIXER_FAST_INLINE Words load(const Word* source) { return load_bits<16>(source); }
+  static CONVMIXER_FAST_INLINE Words broadcast(const Word* source) {
+    return broadcast_bits<16>(source);
+  }
+  static CONVMIXER_FAST_INLINE Sum add_product(Sum sum, Words y, Words weight) {
+    return reinterpret_cast<Sum>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum),
+                                                  reinterpret_cast<__m512bh>(y),
+                                                  reinterpret_cast<__m512bh>(weight)));
+  }
+  static CONVMIXER_FAST_INLINE Vector<16> to_float(Sum sum, const float*, int) { return sum; }
+};
+#endif
+
 // y unsigned, weights signed and at most 64 in size, so that two products fit in 16 bits, which is
 // where processors without VNNI add them. Sums of 32 bits are exact, up to a depth of 131,000.
 template <int kWidth>
@@ -45,17 +81,10 @@ struct Int8 {
 
   static constexpr int64_t kSumDepth = int64_t{1} << 40;
 
-  static CONVMIXER_FAST_INLINE Words load(const Word* source) {
-    Words v;
-    std::memcpy(&v, source, sizeof v);
-    return v;
-  }
+  static CONVMIXER_FAST_INLINE Words load(const Word* source) { return load_bits<kWidth>(source); }
   static CONVMIXER_FAST_INLINE Words broadcast(const Word* source) {
-    int32_t value;
-    std::memcpy(&value, source, sizeof value);
-    return value - Words{};
+    return broadcast_bits<kWidth>(source);
   }
-
   static CONVMIXER_FAST_INLINE Sum add_product(Sum sum, Words y, Words weight) {
 #if defined(__AVX512VNNI__)
     if constexpr (kWidth == 16) {

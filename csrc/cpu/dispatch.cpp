@@ -36,13 +36,16 @@ const Kernels* select() {
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   const bool avx512_vnni = avx512 && __builtin_cpu_supports("avx512vnni");
   const bool avx2_vnni = avx2 && has_avx_vnni();
-  const Candidate candidates[] = {{"avx512_vnni", avx512_vnni_kernels, avx512_vnni},
+  const bool avx512_bf16 = avx512_vnni && __builtin_cpu_supports("avx512bf16");
+  const Candidate candidates[] = {{"avx512_bf16", avx512_bf16_kernels, avx512_bf16},
+                                  {"avx512_vnni", avx512_vnni_kernels, avx512_vnni},
                                   {"avx512", avx512_kernels, avx512},
                                   {"avx2_vnni", avx2_vnni_kernels, avx2_vnni},
                                   {"avx2", avx2_kernels, avx2},
                                   {"baseline", baseline_kernels, true}};
 #else
-  const Candidate candidates[] = {{"avx512_vnni", nullptr, false},
+  const Candidate candidates[] = {{"avx512_bf16", nullptr, false},
+                                  {"avx512_vnni", nullptr, false},
                                   {"avx512", nullptr, false},
                                   {"avx2_vnni", nullptr, false},
                                   {"avx2", nullptr, false},
@@ -58,8 +61,8 @@ const Kernels* select() {
     }
   }
   throw std::invalid_argument(std::string(kOverride) +
-                              " must be 'baseline', 'avx2', 'avx2_vnni', 'avx512' or "
-                              "'avx512_vnni', got '" + named + "'");
+                              " must be 'baseline', 'avx2', 'avx2_vnni', 'avx512', "
+                              "'avx512_vnni' or 'avx512_bf16', got '" + named + "'");
 }
 
 }  // namespace

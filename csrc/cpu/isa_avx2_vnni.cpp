@@ -1,4 +1,4 @@
-// Quantised products for x86-64 with AVX2 and VNNI.
+// Products of 8-bit numbers for x86-64 with AVX2 and VNNI.
 #include "kernels.h"
 #include "pointwise_tile.h"
 

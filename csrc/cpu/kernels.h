@@ -6,8 +6,9 @@
 // register holds channels of one pixel whatever the image's size, and a store is contiguous.
 // Channels beyond the last are zero, and stay zero, as their weights and vectors are.
 //
-// What a quantised product reads has four channels to a word of 32 bits instead, one of each of four
-// blocks: (channels / (4 * kBlock), pixels, kBlock) words. So all strides are in words.
+// What a product of smaller numbers reads has two or four channels to a word of 32 bits instead, one
+// of each of so many blocks: (channels / (2 * kBlock), pixels, kBlock) words of bfloat16, or
+// (channels / (4 * kBlock), pixels, kBlock) words of 8-bit numbers. So all strides are in words.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +18,8 @@ namespace convmixer_fast::cpu {
 constexpr int kBlock = 16;
 // Output channels whose weights of a product lie together.
 constexpr int kPanel = 32;
-// Channels to a word where numbers have 8 bits.
-constexpr int kQuad = 4;
+// What a product takes; the value is how many numbers make a word.
+enum class Format : int { kFloat32 = 1, kBfloat16 = 2, kInt8 = 4 };
 
 // The numbers of convmixer_fast/activations.py; kNone is for a linear layer.
 enum class Activation : int {
@@ -64,30 +65,31 @@ struct DepthwiseTile {
 
 // z = act(weight * y + bias) * scale + shift for a number of pixels.
 //
-// Quantised, y are unsigned and weights signed numbers of 8 bits, these of at most 64 in size, and
-// the product of integers times sum_scale takes the place of weight * y.
+// Of 8 bits, y are unsigned and weights signed numbers, these of at most 64 in size, and the product
+// of integers times sum_scale takes the place of weight * y.
 struct PointwiseTile {
   const void* y;           // (depth / kBlock, ..., kBlock) words, from the first pixel on
   int64_t y_block_stride;  // words
   int64_t pixels;
-  int64_t depth;       // words: input channels, or a quarter of them, then of whole blocks
+  int64_t depth;       // words: input channels, or where several make a word those of whole blocks
   const void* weight;  // (panels, depth, kPanel) words
-  const float* sum_scale;  // quantised only: of each output channel, padded as the epilogue's
+  const float* sum_scale;  // 8 bits only: of each output channel, padded as the epilogue's
   Epilogue epilogue;
   int64_t blocks;  // of output channels
   float* z;        // (blocks, ..., kBlock), from the first pixel on
   int64_t z_block_stride;
 };
 
-// Numbers of 8 bits, round(y * inverse_scale) + zero, halves to even, from 0 to 255.
-struct QuantizeTile {
+// Words of smaller numbers: bfloat16, or round(y * inverse_scale) + zero, from 0 to 255. Halves are
+// rounded to even.
+struct ConvertTile {
   const float* y;          // (blocks, ..., kBlock), from the first pixel on
   int64_t y_block_stride;  // floats
   int64_t pixels;
   int64_t blocks;
   float inverse_scale;
   float zero;
-  void* out;                 // (blocks / kQuad, ..., kBlock) words; those of no block are anything
+  void* out;  // (blocks / numbers of a word, ..., kBlock) words; numbers of no block are 0
   int64_t out_block_stride;  // words
 };
 
@@ -96,16 +98,23 @@ struct Kernels {
   const char* isa;
   void (*depthwise_tile)(const DepthwiseTile& tile);
   void (*pointwise_tile)(const PointwiseTile& tile);
-  void (*quantize_tile)(const QuantizeTile& tile);
+  void (*int8_tile)(const ConvertTile& tile);
   void (*pointwise_int8_tile)(const PointwiseTile& tile);
+  // These are null where there are no instructions for them.
+  void (*bfloat16_tile)(const ConvertTile& tile);
+  void (*pointwise_bfloat16_tile)(const PointwiseTile& tile);
+  // How many times as fast as float32's multiply-and-add they are, measured when called: on some
+  // processors they are slower.
+  double (*bfloat16_speed)();
 };
 
 // The x86-64 ones exist on x86-64 only.
 const Kernels* baseline_kernels();
 const Kernels* avx2_kernels();
 const Kernels* avx512_kernels();
-// The former ones, quantised products by the instructions for them.
+// The former ones, products of smaller numbers by the instructions for them.
 const Kernels* avx2_vnni_kernels();
 const Kernels* avx512_vnni_kernels();
+const Kernels* avx512_bf16_kernels();
 
 }  // namespace convmixer_fast::cpu

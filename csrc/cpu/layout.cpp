@@ -86,6 +86,7 @@ void patches_to_blocks(const float* image, const Patches& patches, int64_t begin
         }
       }
     }
+    if (lane > 0) std::fill(target + lane, target + kBlock, 0.0F);
   }
 }
 

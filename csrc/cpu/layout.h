@@ -35,7 +35,8 @@ struct Patches {
   int64_t depth() const { return channels * patch_h * patch_w; }
 };
 
-// The patches [begin, end), in raster order, with their pixels as channels.
+// The patches [begin, end), in raster order, with their pixels as channels; those beyond the last are
+// zero.
 void patches_to_blocks(const float* image, const Patches& patches, int64_t begin, int64_t end,
                        float* blocked, int64_t block_stride);
 

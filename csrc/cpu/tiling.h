@@ -43,10 +43,10 @@ struct Extent {
       const int64_t in = layer.depthwise.channels;
       const int64_t out = layer.pointwise.channels_out;
       const int64_t work = in * (layer.depthwise.kernel_size * layer.depthwise.kernel_size + out);
-      // Quantised, a quad of blocks as floats stands beside all of them in 8 bits.
-      const int64_t blocks = layer.pointwise.quantization
-                                 ? divide_up(blocks_of(in), kQuad) + kQuad
-                                 : blocks_of(in);
+      // A group of blocks as floats stands beside all of them as smaller numbers.
+      const int64_t group = layer.pointwise.numbers.group();
+      const int64_t blocks =
+          group == 1 ? blocks_of(in) : divide_up(blocks_of(in), group) + group;
       tile_words = std::max(tile_words, blocks * kBlock);
       channels = std::max(channels, blocks_of(out) * kBlock);
       pixel_work += work;

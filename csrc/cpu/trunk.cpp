@@ -27,25 +27,24 @@ class Pass {
     if (step == 0) {
       const int64_t blocks = blocks_of(patches_.depth());
       patches_to_blocks(image, patches_, begin, end, y, stride);
-      if (trunk_.stem.quantization) {
-        // In place: a quad of blocks becomes one, where others were that are done with.
-        quantize(*trunk_.stem.quantization, y, stride, end - begin, blocks, y);
-      }
+      // In place: a group of blocks becomes one, where others were that are done with.
+      convert(trunk_.stem.numbers, y, stride, end - begin, blocks, y);
       product(trunk_.stem, patches_.depth(), step, tile, y);
       return;
     }
     const Layer& layer = trunk_.layers[static_cast<size_t>(step - 1)];
     const ProductBlock& pointwise = layer.pointwise;
     const int64_t blocks = blocks_of(layer.depthwise.channels);
-    if (!pointwise.quantization) {
+    const int64_t group = pointwise.numbers.group();
+    if (group == 1) {
       depthwise(layer.depthwise, step, 0, blocks, begin, end, y, stride);
     } else {
-      float* quad = y + divide_up(blocks, kQuad) * stride;
-      for (int64_t first = 0; first < blocks; first += kQuad) {
-        const int64_t last = std::min(first + kQuad, blocks);
-        depthwise(layer.depthwise, step, first, last, begin, end, quad, stride);
-        quantize(*pointwise.quantization, quad, stride, end - begin, last - first,
-                 y + first / kQuad * stride);
+      float* floats = y + divide_up(blocks, group) * stride;
+      for (int64_t first = 0; first < blocks; first += group) {
+        const int64_t last = std::min(first + group, blocks);
+        depthwise(layer.depthwise, step, first, last, begin, end, floats, stride);
+        convert(pointwise.numbers, floats, stride, end - begin, last - first,
+                y + first / group * stride);
       }
     }
     product(pointwise, layer.depthwise.channels, step, tile, y);
@@ -93,21 +92,32 @@ class Pass {
                          block.kernel_size, begin, end, y, stride});
   }
 
-  void quantize(const Quantization& quantization, const float* y, int64_t stride, int64_t pixels,
-                int64_t blocks, float* out) const {
-    isa_.quantize_tile({y, stride, pixels, blocks, quantization.inverse_scale, quantization.zero,
-                        out, stride});
+  void convert(const Numbers& numbers, const float* y, int64_t stride, int64_t pixels,
+               int64_t blocks, float* out) const {
+    if (numbers.format == Format::kFloat32) return;
+    const auto run = numbers.format == Format::kInt8 ? isa_.int8_tile : isa_.bfloat16_tile;
+    run({y, stride, pixels, blocks, numbers.inverse_scale, numbers.zero, out, stride});
   }
 
   void product(const ProductBlock& block, int64_t depth, int64_t step, int64_t tile,
                const float* y) const {
     const int64_t begin = tiling_.begin(tile);
-    const auto run = block.quantization ? isa_.pointwise_int8_tile : isa_.pointwise_tile;
-    run({y, tiling_.largest() * kBlock, tiling_.begin(tile + 1) - begin,
-         block.quantization ? divide_up(blocks_of(depth), kQuad) * kBlock : depth, block.weight,
-         block.quantization ? block.quantization->sum_scale : nullptr, block.epilogue,
-         blocks_of(block.channels_out), buffers_[step % 2] + begin * kBlock,
-         tiling_.pixels * kBlock});
+    const Numbers& numbers = block.numbers;
+    const int64_t words =
+        numbers.group() == 1 ? depth : divide_up(blocks_of(depth), numbers.group()) * kBlock;
+    of(numbers.format)({y, tiling_.largest() * kBlock, tiling_.begin(tile + 1) - begin, words,
+                        block.weight, numbers.sum_scale, block.epilogue,
+                        blocks_of(block.channels_out), buffers_[step % 2] + begin * kBlock,
+                        tiling_.pixels * kBlock});
+  }
+
+  void (*of(Format format) const)(const PointwiseTile&) {
+    switch (format) {
+      case Format::kInt8: return isa_.pointwise_int8_tile;
+      case Format::kBfloat16: return isa_.pointwise_bfloat16_tile;
+      case Format::kFloat32: break;
+    }
+    return isa_.pointwise_tile;
   }
 
   const Kernels& isa_;

@@ -1,8 +1,8 @@
 // A whole ConvMixer trunk, and its ops one by one, on raw float32 tensors.
 //
 // Nothing is checked: bindings.cpp does. Weights are packed (kernels.h): depthwise ones
-// (blocks, kernel_size^2, kBlock), products' (panels, depth, kPanel), vectors to whole panels;
-// weights of quantised products (panels, words of depth, kPanel) words.
+// (blocks, kernel_size^2, kBlock), products' (panels, words of depth, kPanel) words, vectors to whole
+// panels.
 #pragma once
 
 #include <cstdint>
@@ -14,12 +14,17 @@
 
 namespace convmixer_fast::cpu {
 
-// How a product's input becomes numbers of 8 bits, round(y * inverse_scale) + zero, and what their
-// product with the weights is to be multiplied by. The epilogue's bias makes up for zero.
-struct Quantization {
-  float inverse_scale;
-  float zero;
-  const float* sum_scale;  // of each output channel
+// What a product computes with. Of 8 bits: how its input becomes such numbers, round(y *
+// inverse_scale) + zero, and what their product with the weights is to be multiplied by; the
+// epilogue's bias makes up for zero.
+struct Numbers {
+  Format format = Format::kFloat32;
+  float inverse_scale = 1;
+  float zero = 0;
+  const float* sum_scale = nullptr;  // of each output channel
+
+  // Blocks of channels that make one.
+  int64_t group() const { return static_cast<int64_t>(format); }
 };
 
 // act(product with weight) * scale + shift: a pointwise convolution, or the patch embedding.
@@ -27,7 +32,7 @@ struct ProductBlock {
   const void* weight;
   Epilogue epilogue;
   int64_t channels_out;
-  std::optional<Quantization> quantization;
+  Numbers numbers;
 };
 
 struct DepthwiseBlock {

@@ -27,7 +27,7 @@ from tests.sweeps import sparse
 from tests.tolerances import TOL
 
 BAND = 64
-ISAS = ("avx512_vnni", "avx512", "avx2_vnni", "avx2", "baseline")
+ISAS = ("avx512_bf16", "avx512_vnni", "avx512", "avx2_vnni", "avx2", "baseline")
 
 
 @pytest.fixture
