@@ -155,6 +155,42 @@ void check_trunk(int64_t channels, int64_t side) {
           product_reference(second, weight, v2, a, 1, pixels, channels));
 }
 
+// A product of 8-bit numbers whose inputs are whole steps of their scale: nothing is rounded.
+void check_int8(int64_t depth, int64_t channels_out, int64_t pixels) {
+  constexpr int64_t kGroup = 4 * kBlock;
+  constexpr float kStep = 0.03125F;
+  constexpr int kZero = 97;
+  std::uniform_int_distribution<int> numbers(0, 255), weights(-64, 64);
+  const int64_t groups = divide_up(depth, kGroup), panels = divide_up(channels_out, kPanel);
+  std::vector<int8_t> ready(panels * groups * kGroup * kPanel);
+  Floats weight(channels_out * depth), x(depth * pixels), sum_scale(to_panels(channels_out));
+  const Vectors v(channels_out);
+  Floats bias = v.bias;
+  for (float& value : x) value = static_cast<float>(numbers(engine) - kZero) * kStep;
+  for (int64_t o = 0; o < channels_out; ++o) {
+    sum_scale[o] = kStep / static_cast<float>(100 + o);
+    int total = 0;
+    for (int64_t i = 0; i < depth; ++i) {
+      const int q = weights(engine);
+      const int64_t word = (o / kPanel * groups + i / kGroup) * kBlock + i % kBlock;
+      ready[(word * kPanel + o % kPanel) * 4 + i % kGroup / kBlock] = static_cast<int8_t>(q);
+      weight[o * depth + i] = static_cast<float>(q) / static_cast<float>(100 + o);
+      total += q;
+    }
+    bias[o] -= sum_scale[o] * static_cast<float>(kZero * total);
+  }
+  const Patches patches{depth, 1, pixels, 1, 1};
+  Trunk trunk;
+  trunk.stem = {ready.data(),
+                {bias.data(), v.scale.data(), v.shift.data(), Activation::kRelu},
+                channels_out,
+                {Format::kInt8, 1 / kStep, static_cast<float>(kZero), sum_scale.data()}};
+  Floats out(channels_out * pixels, NAN);
+  run_trunk(trunk, x.data(), 1, patches, Result::kFeatures, out.data(), 2);
+  compare("8 bits", out,
+          product_reference(x, weight, v, Activation::kRelu, 1, patches, channels_out));
+}
+
 }  // namespace
 
 int main() {
@@ -169,6 +205,9 @@ int main() {
   }
   check_trunk(40, 9);
   check_trunk(256, 9);
+  check_int8(1, 1, 1);
+  check_int8(70, 41, 13);
+  check_int8(256, 64, 50);
   // A float has 24 bits; sums are of up to 256 products, and two layers add up.
   std::printf("worst: %.1e\n", worst);
   return worst < 5e-6 ? 0 : 1;
