@@ -52,7 +52,7 @@ X86_FLAGS = {
     "isa_avx2_vnni.cpp": [*AVX2, "-mavxvnni"],
     "isa_avx512.cpp": AVX512,
     "isa_avx512_vnni.cpp": [*AVX512, "-mavx512vnni"],
-    "isa_avx512_bf16.cpp": [*AVX512, "-mavx512bf16"],
+    "isa_avx512_bf16.cpp": [*AVX512, "-mavx512vnni", "-mavx512bf16"],
 }
 
 

@@ -48,6 +48,8 @@ class Environment:
     command: str
     date: str
     """When the run began, UTC."""
+    processor: str = ""
+    """Family, model and stepping of the CPU, which tell apart what has one name."""
 
     def differing(self, other: "Environment") -> list[str]:
         """Return the names of what differs, apart from the command and the date."""
@@ -65,6 +67,8 @@ class Environment:
         """Return one line: device, threads, versions, commit."""
         versions = ", ".join(f"{name} {self.versions[name]}" for name in self.versions)
         threads = "" if self.device_type == "cuda" else f", {self.threads} threads"
+        if self.processor and self.device_type != "cuda":
+            threads = f" ({self.processor}){threads}"
         where = self.commit[:17] or f"source {self.source}"
         return f"{self.device}{threads}; {versions}; commit {where}; {self.date}"
 
@@ -102,6 +106,7 @@ def environment(device: torch.device) -> Environment:
         tf32=conv.conv.fp32_precision == "tf32",
         command=shlex.join(_command()),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        processor="/".join(filter(None, map(_cpuinfo, ("cpu family", "model", "stepping")))),
     )
 
 
@@ -114,13 +119,18 @@ def _command() -> list[str]:
 
 
 def _cpu_name() -> str:
+    name = _cpuinfo("model name") or platform.processor() or platform.machine()
+    return f"{name} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _cpuinfo(field: str) -> str:
+    """Return what Linux says of the first processor; empty elsewhere."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
-        text = ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    name = found[1] if found else platform.processor() or platform.machine()
-    return f"{name} {torch.backends.cpu.get_cpu_capability()}"
+        return ""
+    found = re.search(rf"^{field}\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1] if found else ""
 
 
 def _output(*command: str) -> str:

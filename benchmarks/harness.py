@@ -20,10 +20,12 @@ from convmixer_fast.benchmarks.memory import cache_bytes, peak_memory
 from convmixer_fast.benchmarks.providers import Provider
 from convmixer_fast.benchmarks.results import ResultFile, Row
 from convmixer_fast.benchmarks.subjects import Case, Subject
+from convmixer_fast.export.checks import LIMITS as EXPORT_LIMITS
 from convmixer_fast.timing import Measure, cuda_events, interleave, wall_clock
 
 __all__ = ["DeviceLostError", "Settings", "run_cases"]
 
+INT8_LIMIT = EXPORT_LIMITS["int8"]
 _SHORTEST_READING_S = 2e-3
 _MOST_INPUTS = 16
 
@@ -84,9 +86,9 @@ def run_cases(
     for case in cases:
         progress.update(task, description=f"{case.bench}: {case.name}")
         wanted = [provider for provider in providers if provider.runs(case, device)]
-        done = results.has(case.bench, case.name, _name(case.dtype), [p.name for p in wanted])
+        done = results.has(case.bench, case.name, case.precision, [p.name for p in wanted])
         if not done and not settings.time_is_up():
-            crashed = results.crashed(case.bench, case.name, _name(case.dtype))
+            crashed = results.crashed(case.bench, case.name, case.precision)
             left = [provider for provider in wanted if provider.name not in crashed]
             try:
                 rows = _run_case(case, left, device, results, settings)
@@ -124,7 +126,7 @@ def _run_case(
 
 def _bare_row(case: Case, provider: str, status: str, note: str) -> Row:
     labels = dict(case.labels)
-    return Row(case.bench, case.name, labels, _name(case.dtype), provider, status, note)
+    return Row(case.bench, case.name, labels, case.precision, provider, status, note)
 
 
 def _rows(
@@ -134,10 +136,10 @@ def _rows(
     results: ResultFile,
     settings: Settings,
 ) -> Iterator[Row]:
-    dtype = _name(case.dtype)
+    dtype = case.precision
     inputs = [subject.input(seed) for seed in range(_how_many_inputs(subject))]
     truth = subject.truth(inputs[0])
-    limit = LIMITS[case.dtype]
+    limit = INT8_LIMIT if case.int8 else LIMITS[case.dtype]
     if subject.device.type == "cuda" and results.environment.tf32 and dtype == "float32":
         limit = LIMITS[torch.float16]  # TF32 keeps as many bits of an operand as float16
     rows: dict[str, Row] = {}
@@ -288,7 +290,3 @@ def _brief(problem: Exception) -> str:
     last = traceback.extract_tb(problem.__traceback__)[-1]
     text = " ".join(str(problem).split())
     return f"{type(problem).__name__}: {text[:300]} ({last.name}, line {last.lineno})"
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -44,10 +44,13 @@ class Provider:
     """Whether it replaces an op, and there is nothing of the kind for whole models."""
     models_only: bool = False
     """Whether it is no choice for a single op."""
+    int8: bool = False
+    """Whether it computes in 8-bit numbers, and so is for cases that allow that."""
 
     def runs(self, case: Case, device: torch.device) -> bool:
         """Whether ``case`` is to be measured with it on ``device``."""
         kind = not (self.ops_only if case.bench == "model" else self.models_only)
+        kind = kind and (case.int8 or not self.int8)
         return kind and case.wants(self.name) and self.why_not(device, case.dtype) is None
 
 
@@ -146,6 +149,19 @@ def _ours(backend: str) -> Provider:
 
     about = f"convmixer_fast, backend {backend}"
     return Provider(f"ours-{backend}", about, why_not, build, slow=backend == "reference")
+
+
+def _int8(name: str, about: str, build: Callable[[Subject, Tensor], Call], *needs: str) -> Provider:
+    def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+        return _cpu_float32(device, dtype) or _needs("onnx", "onnxscript", "onnxruntime", *needs)
+
+    return Provider(name, about, why_not, build, models_only=True, int8=True)
+
+
+def _fused_int8(subject: Subject, example: Tensor) -> Call:
+    with torch.inference_mode(False):
+        images = subject.calibration.clone()
+        return _fused(subject, "cpu", precision="int8", calibration=images, progress=False)
 
 
 def _ours_on_gpu(
@@ -272,6 +288,24 @@ _ALL = (
         or _needs("onnx", "onnxscript", "openvino"),
         runtimes.openvino_cpu, models_only=True,
     ),
+    Provider(
+        "openvino-bf16", "OpenVINO on torch.onnx.export's graph, bfloat16 allowed",
+        lambda device, dtype: None
+        if (device.type, dtype) == ("cpu", torch.bfloat16)
+        else "bfloat16 on a CPU only",
+        lambda subject, example: runtimes.openvino_bfloat16(subject), models_only=True,
+    ),
+    _int8("onnxruntime-int8", "ONNX Runtime on the int8 file of to_onnx",
+          lambda subject, example: runtimes.onnxruntime_file(subject.int8_onnx(depthwise=False))),
+    _int8("onnxruntime-int8-depthwise", "the same, depthwise convolutions too",
+          lambda subject, example: runtimes.onnxruntime_file(subject.int8_onnx(depthwise=True))),
+    _int8("openvino-int8", "OpenVINO on the int8 file of to_onnx",
+          lambda subject, example: runtimes.openvino_file(subject.int8_onnx(depthwise=False)),
+          "openvino"),
+    _int8("openvino-int8-depthwise", "the same, depthwise convolutions too",
+          lambda subject, example: runtimes.openvino_file(subject.int8_onnx(depthwise=True)),
+          "openvino"),
+    _int8("ours-int8", 'convmixer_fast, optimize(precision="int8")', _fused_int8),
     _tensorrt("tensorrt-engine", "TensorRT's own API on torch.onnx.export's graph", None),
     _tensorrt("export-tensorrt", "the engine of to_tensorrt", "none"),
     _tensorrt("export-tensorrt-triton", 'that of to_tensorrt(plugins="triton")', "triton"),

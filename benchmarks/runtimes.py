@@ -13,9 +13,12 @@ from convmixer_fast.benchmarks.subjects import Subject
 __all__ = [
     "onnxruntime_cpu",
     "onnxruntime_cuda",
+    "onnxruntime_file",
     "onnxruntime_lacks",
     "onnxruntime_tensorrt",
+    "openvino_bfloat16",
     "openvino_cpu",
+    "openvino_file",
     "tensorrt_engine",
 ]
 
@@ -51,7 +54,11 @@ def onnxruntime_cpu(
         exported: whether the file is this package's export, and not PyTorch's.
         form: of this package's export; None for its choice.
     """
-    path = subject.exported_onnx(form) if exported else subject.onnx
+    return onnxruntime_file(subject.exported_onnx(form) if exported else subject.onnx)
+
+
+def onnxruntime_file(path: Path) -> Call:
+    """Return ONNX Runtime on a file, on the CPU, with as many threads as PyTorch."""
     session = _session(path, ["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
@@ -116,11 +123,27 @@ def _on_device(subject: Subject, example: Tensor, provider: str, options: dict[s
 
 def openvino_cpu(subject: Subject, example: Tensor) -> Call:
     """Return OpenVINO on the CPU in float32, with as many threads as PyTorch."""
+    return openvino_file(subject.onnx)
+
+
+def openvino_bfloat16(subject: Subject) -> Call:
+    """Return OpenVINO on the CPU with bfloat16 allowed, which takes and returns float32."""
+    run = openvino_file(subject.float32_onnx, precision="bf16")
+    return lambda x: run(x.float()).to(x.dtype)
+
+
+def openvino_file(path: Path, precision: str = "f32") -> Call:
+    """Return OpenVINO on a file, on the CPU, with as many threads as PyTorch.
+
+    Args:
+        path: of an ONNX file.
+        precision: of what the file does not fix: ``"f32"`` or ``"bf16"``.
+    """
     openvino = importlib.import_module("openvino")
     config = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": precision,
         "PERFORMANCE_HINT": "LATENCY",
     }
-    compiled = openvino.compile_model(str(subject.onnx), "CPU", config)
+    compiled = openvino.compile_model(str(path), "CPU", config)
     return lambda x: torch.from_numpy(compiled(x.numpy())[0])

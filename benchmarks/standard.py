@@ -1,6 +1,7 @@
 """The standard run: what ``make bench`` measures, in order of worth, within a number of minutes."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
@@ -23,6 +24,21 @@ _SWEEP = {
     "dim": (64, 128, 512),
     "depth": (2, 4, 16),
 }
+_LOW_PRECISION = (
+    ("convmixer_768_32", 1),
+    ("cifar_256_8", 1),
+    ("cifar_256_8", 64),
+    ("convmixer_1024_20_ks9_p14", 1),
+    ("convmixer_1536_20", 1),
+    ("digits", 64),
+)
+_IN_8_BITS = (
+    "eager",
+    *("onnxruntime-int8", "onnxruntime-int8-depthwise"),
+    *("openvino-int8", "openvino-int8-depthwise"),
+    "ours",
+)
+_IN_BFLOAT16 = ("eager", "compile", "openvino-bf16", "ours")
 _GROWTH = ("eager", "compile", "ours")
 _GROWTH_ON_CPU = ("eager", "onnxruntime", "ours")
 
@@ -38,6 +54,8 @@ def standard_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
     yield named_case("convmixer_1536_20", 1, dtype)
     yield named_case("digits", 1, dtype)
     yield named_case("digits", small, dtype)
+    if not cuda and dtype == torch.float32:
+        yield from _smaller_numbers()
     # With operations of PyTorch's before and after: two owners of threads may disturb each other.
     yield named_case("cifar_256_8 normalised", 16, dtype)
     yield named_case("cifar_256_8 with a head of two layers", 1, dtype)
@@ -50,3 +68,11 @@ def standard_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
     yield from bench_model.growth(dtype, _SWEEP, _GROWTH if cuda else _GROWTH_ON_CPU)
     for name in PUBLISHED if cuda else ("convmixer_768_32",):
         yield named_case(name, large, dtype)
+
+
+def _smaller_numbers() -> Iterator[Case]:
+    """Yield the cases of a CPU in 8-bit numbers, with float32 beside, and in bfloat16."""
+    for name, batch in _LOW_PRECISION:
+        yield replace(named_case(name, batch, torch.float32, _IN_8_BITS), int8=True)
+    for name, batch in _LOW_PRECISION:
+        yield named_case(name, batch, torch.bfloat16, _IN_BFLOAT16)

@@ -38,6 +38,13 @@ class Case:
 
     seconds_share: float = 1.0
     """Of :attr:`Settings.seconds`: short calls need less time for as many readings."""
+    int8: bool = False
+    """Whether it is for what computes in 8-bit numbers, beside float32 for scale."""
+
+    @property
+    def precision(self) -> str:
+        """The dtype's name, or ``"int8"``."""
+        return "int8" if self.int8 else str(self.dtype).removeprefix("torch.")
 
     def wants(self, provider: str) -> bool:
         """Whether the provider of that name is to be measured."""
@@ -97,8 +104,16 @@ class Subject:
     @cached_property
     def onnx(self) -> Path:
         """PyTorch's own ONNX export of the module, in a file that :meth:`close` deletes."""
-        path = self.files() / "model.onnx"
-        module, x = copy.deepcopy(self.module), self.input(0)
+        return self._pytorchs_onnx("model.onnx", self.dtype)
+
+    @cached_property
+    def float32_onnx(self) -> Path:
+        """The same of the module in float32."""
+        return self._pytorchs_onnx("float32.onnx", torch.float32)
+
+    def _pytorchs_onnx(self, name: str, dtype: torch.dtype) -> Path:
+        path = self.files() / name
+        module, x = copy.deepcopy(self.module).to(dtype), self.input(0).to(dtype)
         with _quiet(), torch.inference_mode(False), torch.no_grad():
             # Not an inference tensor, which the exporter cannot trace.
             program = torch.onnx.export(module, (x.clone(),), dynamo=True, verbose=False)
@@ -117,6 +132,33 @@ class Subject:
         path = self.files() / f"exported-{form}.onnx"
         with torch.inference_mode(False):
             to_onnx(copy.deepcopy(self.module), path, image_size=self.shape[2:], form=form)
+        return path
+
+    @cached_property
+    def calibration(self) -> Tensor:
+        """Images to choose the ranges of 8-bit numbers by: those that are computed."""
+        return torch.cat([self.input(seed)[:_DISTINCT_IMAGES] for seed in range(4)])
+
+    def int8_onnx(self, depthwise: bool) -> Path:
+        """Return this package's int8 ONNX export, in a file that :meth:`close` deletes.
+
+        Args:
+            depthwise: whether depthwise convolutions are quantised too.
+        """
+        if self.fuse is None:
+            raise LookupError("this package has no form of it")
+        path = self.files() / f"int8-{depthwise}.onnx"
+        if not path.exists():
+            with torch.inference_mode(False):
+                to_onnx(
+                    copy.deepcopy(self.module),
+                    path,
+                    image_size=self.shape[2:],
+                    precision="int8",
+                    calibration=self.calibration.clone(),
+                    quantize_depthwise=depthwise,
+                    progress=False,
+                )
         return path
 
     def files(self) -> Path:

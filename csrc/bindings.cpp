@@ -7,13 +7,17 @@
 
 #include <cstdint>
 #include <cstring>
+#include <map>
+#include <numeric>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "cpu/dispatch.h"
+#include "cpu/thread_pool.h"
 #include "cpu/trunk.h"
 
 namespace py = pybind11;
@@ -145,6 +149,24 @@ void product_block(const Packed& packed, int64_t channels_out, Address x, Addres
   cpu::run_product(block, input(x), images, patches, output(out), threads);
 }
 
+std::map<std::string, double> rates(int threads) {
+  check_at_least("threads", threads, 1);
+  const py::gil_scoped_release release;
+  const std::pair<const char*, cpu::Format> formats[] = {{"float32", cpu::Format::kFloat32},
+                                                         {"bfloat16", cpu::Format::kBfloat16},
+                                                         {"int8", cpu::Format::kInt8}};
+  std::map<std::string, double> found;
+  for (const auto& [name, format] : formats) {
+    std::vector<double> of_thread(static_cast<size_t>(threads));
+    cpu::parallel_for({threads}, threads, [&, format = format](int64_t, int64_t task, int) {
+      of_thread[static_cast<size_t>(task)] = cpu::kernels().rate(format);
+    });
+    const double sum = std::accumulate(of_thread.begin(), of_thread.end(), 0.0);
+    if (sum > 0) found[name] = sum;
+  }
+  return found;
+}
+
 // A trunk whose blocks are described once; the tensors behind the addresses are the caller's.
 class Trunk {
  public:
@@ -266,14 +288,9 @@ PYBIND11_MODULE(_C, module) {
       "isa", [] { return cpu::kernels().isa; },
       "The instruction set whose kernels run here: avx512_bf16, avx512_vnni, avx512, avx2_vnni, avx2 "
       "or baseline.");
-  module.def(
-      "bfloat16_speed",
-      [] {
-        const auto measure = cpu::kernels().bfloat16_speed;
-        return measure == nullptr ? 0.0 : measure();
-      },
-      "How many times as fast as float32 products of bfloat16 are, measured; 0 without "
-      "instructions for them.");
+  module.def("rates", &rates, arg("threads"),
+             "Operations a second of so many threads at most, measured, by the name of what they "
+             "compute with.");
   module.def("pack", &pack, arg("matrix"), arg("rows"), arg("depth"), arg("lanes"),
              arg("packed"), arg("threads"));
   module.def("depthwise_block", &depthwise_block, arg("packed"), arg("channels"),

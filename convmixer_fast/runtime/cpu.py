@@ -1,38 +1,34 @@
-"""The CPU backend: packed weights, and calls of the compiled extension.
+"""The CPU backend: calls of the compiled extension.
 
-The kernels take float32 tensors: weights in the layout that :class:`Packed` makes, images and
-results as PyTorch has them, (N, C, H, W). 16-bit tensors are converted, computed in float32, and
-the result is rounded once; products of a trunk in bfloat16 take bfloat16, and sum in float32, where
-that is faster. Everything runs on ``torch.get_num_threads()`` threads; results do not
-depend on how many.
+The kernels take float32 tensors: weights in the layout that :class:`packing.Packed` makes, images
+and results as PyTorch has them, (N, C, H, W). 16-bit tensors are converted, computed in float32,
+and the result is rounded once; products of a trunk in bfloat16 take bfloat16, and sum in float32,
+where that is faster. Everything runs on ``torch.get_num_threads()`` threads; results do not depend
+on how many.
 
 The functions have the signatures of :mod:`convmixer_fast.reference` and trust their arguments,
-which :mod:`convmixer_fast.ops` has checked; they pack weights at every call. :class:`CpuTrunk`
-packs once and runs all layers in one call.
+which :mod:`convmixer_fast.ops` has checked; what they have packed they keep for the next call with
+the same tensors. :class:`CpuTrunk` packs once and runs all layers in one call.
 """
 
 from collections.abc import Sequence
-from functools import cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from convmixer_fast import _C
-from convmixer_fast.activations import ACTIVATIONS
-from convmixer_fast.spec import FoldedBlock, FoldedLayer, Head, Quantization
+from convmixer_fast.runtime.backends import bfloat16_pays
+from convmixer_fast.runtime.packing import Packed, kept, to_float32
+from convmixer_fast.spec import FoldedBlock, FoldedLayer, Head
 
 __all__ = [
     "CpuTrunk",
-    "bfloat16_pays",
     "depthwise_block_cpu",
     "patch_embed_cpu",
     "pointwise_block_cpu",
 ]
 
-_ACTIVATIONS = {name: row.cpu for name, row in ACTIVATIONS.items()} | {"none": 0}
 _RESULTS = {"features": 0, "mean": 1, "logits": 2}
-_WORTHWHILE = 1.3
 
 
 def depthwise_block_cpu(
@@ -48,8 +44,8 @@ def depthwise_block_cpu(
     images, channels, height, width = x.shape
     out = _empty(x.shape)
     if out.numel() > 0:
-        packed = Packed.depthwise(FoldedBlock(weight, bias, scale, shift, activation))
-        source = _float32(x)
+        packed = kept(Packed.depthwise, weight, bias, scale, shift, activation)
+        source = to_float32(x)
         _C.depthwise_block(
             packed.addresses,
             channels,
@@ -79,8 +75,8 @@ def patch_embed_cpu(
     shape = (images, channels_out, height // patch_h, width // patch_w)
     out = _empty(shape)
     if out.numel() > 0:
-        packed = Packed.product(FoldedBlock(weight, bias, scale, shift, activation))
-        source = _float32(x)
+        packed = kept(Packed.product, weight, bias, scale, shift, activation)
+        source = to_float32(x)
         _C.product_block(
             packed.addresses,
             channels_out,
@@ -101,62 +97,6 @@ pointwise_block_cpu = patch_embed_cpu
 """A pointwise convolution is one of patches of 1 x 1; see :func:`ops.pointwise_block`."""
 
 
-class Packed:
-    """A block's tensors as the kernels read them: in blocks of channels, zero-padded.
-
-    Args:
-        weight: packed.
-        block: whose vectors are packed here, as float32.
-    """
-
-    numbers: tuple[int, int, float, int] | None = None
-    """What a product computes with; see ``_C.pyi``. None: float32."""
-
-    def __init__(self, weight: Tensor, block: FoldedBlock) -> None:
-        channels = block.weight.shape[0]
-        self._padding = -channels % _C.PANEL
-        vectors = [
-            torch.full((channels,), fill, dtype=torch.float32, device="cpu")
-            if vector is None
-            else _float32(vector)
-            for vector, fill in ((block.bias, 0.0), (block.scale, 1.0), (block.shift, 0.0))
-        ]
-        if block.quantization is not None:
-            vectors[0] = self._quantize(block.weight, vectors[0], block.quantization)
-        # Kept, as the kernels are given addresses.
-        self.tensors = [weight, *(F.pad(vector, (0, self._padding)) for vector in vectors)]
-        weight_at, bias_at, scale_at, shift_at = (t.data_ptr() for t in self.tensors)
-        self.addresses = weight_at, bias_at, scale_at, shift_at, _ACTIVATIONS[block.activation]
-
-    def _quantize(self, weight: Tensor, bias: Tensor, quantization: Quantization) -> Tensor:
-        """Keep what the kernels need, and return the bias that makes up for the zero point."""
-        scale, zero = float(quantization.input_scale), int(quantization.zero_point)
-        sum_scale = quantization.weight_scale.double() * scale
-        self._sum_scale = F.pad(_float32(sum_scale), (0, self._padding))
-        self.numbers = 4, self._sum_scale.data_ptr(), 1 / scale, zero
-        return _float32(bias - zero * weight.flatten(1).sum(1) * sum_scale)
-
-    @classmethod
-    def depthwise(cls, block: FoldedBlock) -> "Packed":
-        """Pack (C, 1, K, K) as (C / BLOCK, K * K, BLOCK)."""
-        return cls(_pack(block.weight, _C.BLOCK), block)
-
-    @classmethod
-    def product(cls, block: FoldedBlock, *, bfloat16: bool = False) -> "Packed":
-        """Pack (C_out, C_in, P_h, P_w) as (C_out / PANEL, words of the depth, PANEL).
-
-        A word is a number of float32, or two of bfloat16 or four of 8 bits: one channel in each of
-        so many blocks.
-        """
-        if block.quantization is not None:
-            return cls(_words(block.weight, 4), block)
-        if not bfloat16:
-            return cls(_pack(block.weight, _C.PANEL), block)
-        packed = cls(_words(block.weight.to(torch.bfloat16), 2), block)
-        packed.numbers = 2, 0, 1.0, 0
-        return packed
-
-
 class CpuTrunk:
     """Stem, layers and head of a folded ConvMixer, packed once, run by one call.
 
@@ -164,7 +104,6 @@ class CpuTrunk:
         stem: the patch embedding.
         layers: the layers.
         head: the linear layer on the mean over the positions; without it there are no logits.
-
         bfloat16: whether products of bfloat16 weights take bfloat16; None where that is faster
             than float32.
 
@@ -230,7 +169,7 @@ class CpuTrunk:
             shape = (images, self._classes)
         out = _empty(shape)
         if images > 0:
-            source = _float32(x)
+            source = to_float32(x)
             self._trunk.run(
                 source.data_ptr(),
                 out.data_ptr(),
@@ -256,7 +195,7 @@ class CpuTrunk:
         plane = height // self._patch[0], width // self._patch[1]
         outs = [_empty((images, self._widths[step], *plane)) for step in steps]
         if images > 0:
-            source = _float32(x)
+            source = to_float32(x)
             addresses = [0] * (steps[-1] + 1)
             for step, out in zip(steps, outs, strict=True):
                 addresses[step] = out.data_ptr()
@@ -267,40 +206,6 @@ class CpuTrunk:
         return [out.to(x.dtype) for out in outs]
 
 
-@cache
-def bfloat16_pays() -> bool:
-    """Whether products of bfloat16 are faster than of float32: measured, once.
-
-    Zen 4 and Zen 5 do them at twice the rate of float32, Intel's processors at half of it.
-    """
-    return _C.bfloat16_speed() > _WORTHWHILE
-
-
-def _words(weight: Tensor, per_word: int) -> Tensor:
-    """Return a weight (C_out, ...) as (C_out / PANEL, words, PANEL, per_word), padded by zeros."""
-    rows, group = weight.detach().flatten(1), _C.BLOCK * per_word
-    rows = F.pad(rows, (0, -rows.shape[1] % group, 0, -rows.shape[0] % _C.PANEL))
-    blocks = rows.view(-1, _C.PANEL, rows.shape[1] // group, per_word, _C.BLOCK)
-    return blocks.permute(0, 2, 4, 1, 3).contiguous()
-
-
-def _pack(weight: Tensor, lanes: int) -> Tensor:
-    """Return a weight (C_out, ...) as (C_out / lanes, ..., lanes).
-
-    Not by PyTorch: its worker threads would still be spinning when the kernels begin.
-    """
-    source = _float32(weight)
-    rows, depth = source.shape[0], source[0].numel()
-    packed = _empty((-(-rows // lanes), depth, lanes))
-    threads = torch.get_num_threads()
-    _C.pack(source.data_ptr(), rows, depth, lanes, packed.data_ptr(), threads)
-    return packed
-
-
 def _empty(shape: tuple[int, ...]) -> Tensor:
     # Whatever the default device is: the kernels are given its address.
     return torch.empty(shape, dtype=torch.float32, device="cpu")
-
-
-def _float32(tensor: Tensor) -> Tensor:
-    return tensor.detach().to(torch.float32).contiguous()

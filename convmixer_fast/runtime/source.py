@@ -1,9 +1,7 @@
 """What the trunk of a FusedConvMixer is made from, and whether that is still the same.
 
-Noticed at the next call: other modules, parameters or settings, changes in place that PyTorch
-counts, and on a CPU also what it does not count, such as ``weight.data.mul_(2)`` or a write through
-NumPy, where that touches one of :data:`_SAMPLES` numbers of a tensor: writes to whole tensors do,
-but one to few elements rarely does. A GPU's memory is not read: the host would have to wait for it.
+Noticed at the next call: other modules, parameters or settings, and of changes in place what
+:mod:`contents` notices.
 """
 
 import operator
@@ -21,6 +19,7 @@ from convmixer_fast.errors import BackendUnavailableError
 from convmixer_fast.models.convmixer import GlobalPool
 from convmixer_fast.runtime import backends
 from convmixer_fast.runtime.blocks import BranchedBlock, DepthwiseBlock, PatchEmbed, PointwiseBlock
+from convmixer_fast.runtime.contents import counts, samples
 from convmixer_fast.spec import FoldedBlock, FoldedLayer, Head, Quantization
 
 __all__ = ["Model", "Reason", "Source"]
@@ -28,9 +27,6 @@ __all__ = ["Model", "Reason", "Source"]
 WEIGHT_LIMIT = 64
 """Of 8-bit weights: where there is no VNNI, two products with numbers up to 255 are added in 16
 bits."""
-_SAMPLES = 4
-"""Numbers of each tensor that are compared at every call."""
-
 _ENDS = ("global_pool", "head_drop", "head")
 
 
@@ -103,9 +99,7 @@ class Source:
         self._configured = blocks
         self._pool = model.global_pool
         self._settings = self._read_settings()
-        # Inference tensors do not count their changes.
-        self._counted = [tensor for tensor in self._tensors if not tensor.is_inference()]
-        self._changes = self._count_changes()
+        self._counts = counts(self._tensors)
         self._samples: backends.MemorySamples | None = None
 
     def unchanged(self) -> bool:
@@ -114,7 +108,7 @@ class Source:
             return (
                 sum(map(len, self._views)) == len(self._held)
                 and all(map(operator.is_, chain.from_iterable(self._views), self._held))
-                and self._count_changes() == self._changes
+                and counts(self._tensors) == self._counts
                 and self._read_settings() == self._settings
                 # The last, as only memory at known addresses may be read.
                 and (self._samples is None or self._samples.unchanged())
@@ -158,7 +152,7 @@ class Source:
                 "the weights' shapes, dtypes, devices or activations do not fit together",
                 said=torch.is_autocast_enabled(device.type),
             )
-        if device.type != "cpu" and len(self._counted) < len(self._tensors):
+        if device.type != "cpu" and any(tensor.is_inference() for tensor in self._tensors):
             return Reason(
                 "weights are inference tensors, and nothing would tell that they have changed; "
                 "call refresh() once, which replaces them by others"
@@ -184,11 +178,8 @@ class Source:
 
     def make_trunk(self, make: Callable[..., Any], dtype: torch.dtype, **options: Any) -> Any:
         """Call what makes a backend's trunk, with the tensors, their weights in ``dtype``."""
-        samples = backends.memory_samples()
-        if samples is not None and all(tensor.device.type == "cpu" for tensor in self._tensors):
-            # Before they are read: what is written meanwhile is then noticed.
-            addresses = list(chain.from_iterable(map(_sampled, self._tensors)))
-            self._samples = samples(*map(list, zip(*addresses, strict=True)))
+        # Before they are read: what is written meanwhile is then noticed.
+        self._samples = samples(self._tensors)
         stem = _cast(self._blocks["stem"].folded(), dtype)
         return make(stem, tuple(self._layers(dtype)), self._folded_head(dtype), **options)
 
@@ -220,10 +211,6 @@ class Source:
         own = [getattr(block, "activation", None) for block in self._configured]
         own += [getattr(block, "backend", None) for block in self._configured]
         return [*own, self._pool.pool_type]
-
-    def _count_changes(self) -> list[int]:
-        addresses = [tensor.data_ptr() for tensor in self._tensors]
-        return addresses + [tensor._version for tensor in self._counted]
 
     def _takes(self, x: Tensor) -> bool:
         """Whether the ops would take ``x``."""
@@ -302,18 +289,6 @@ def _resolved(backend: str, device: torch.device, dtype: torch.dtype) -> str | N
         return backends.resolve(backend, device, dtype)
     except (BackendUnavailableError, ValueError):  # for the ops to say
         return None
-
-
-def _sampled(tensor: Tensor) -> Iterator[tuple[int, int]]:
-    """Yield addresses and sizes of the numbers that are compared."""
-    count, size = tensor.numel(), tensor.element_size()
-    for index in range(min(_SAMPLES, count)):
-        # By the golden ratio, and so at no regular distance: the corners of kernels may be zeros.
-        rest, at = int((index + 1) * 0.6180339887 % 1 * count), tensor.data_ptr()
-        for length, stride in zip(reversed(tensor.shape), reversed(tensor.stride()), strict=True):
-            rest, position = divmod(rest, length)
-            at += position * stride * size
-        yield at, size
 
 
 def _fits_itself(weight: Tensor, quantization: Quantization | None) -> bool:

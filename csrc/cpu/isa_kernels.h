@@ -6,6 +6,7 @@
 #include "depthwise_tile.h"
 #include "kernels.h"
 #include "pointwise_tile.h"
+#include "rate.h"
 
 namespace convmixer_fast::cpu {
 namespace {
@@ -21,7 +22,7 @@ constexpr Kernels make_kernels(const char* isa) {
   return {isa, depthwise_tile<kColumns, kWidth>,
           pointwise_tile<Float32<kWidth>, kRows, kVectors, kWidth>,
           convert_tile<ToInt8<kWidth>, kWidth>,
-          pointwise_tile<Int8<kWidth>, kInt8Rows, kVectors, kWidth>, nullptr, nullptr, nullptr};
+          pointwise_tile<Int8<kWidth>, kInt8Rows, kVectors, kWidth>, nullptr, nullptr, rate<kWidth>};
 }
 
 }  // namespace

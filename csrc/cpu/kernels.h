@@ -103,9 +103,9 @@ struct Kernels {
   // These are null where there are no instructions for them.
   void (*bfloat16_tile)(const ConvertTile& tile);
   void (*pointwise_bfloat16_tile)(const PointwiseTile& tile);
-  // How many times as fast as float32's multiply-and-add they are, measured when called: on some
-  // processors they are slower.
-  double (*bfloat16_speed)();
+  // Multiplications and additions a second of the calling thread at most, measured when called; 0
+  // where there are no instructions for the format.
+  double (*rate)(Format format);
 };
 
 // The x86-64 ones exist on x86-64 only.

@@ -68,6 +68,18 @@ CONVMIXER_FAST_INLINE Vector<kWidth> positive_part(Vector<kWidth> x) {
   return x > 0.0F ? x : x - x;
 }
 
+// Makes the compiler forget what it knows of a register.
+template <class Register>
+CONVMIXER_FAST_INLINE void keep(Register& v) {
+#if defined(__aarch64__)
+  asm volatile("" : "+w"(v));
+#elif defined(__AVX512F__)
+  asm volatile("" : "+v"(v));
+#else
+  asm volatile("" : "+x"(v));
+#endif
+}
+
 CONVMIXER_FAST_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 CONVMIXER_FAST_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 

@@ -13,11 +13,13 @@ pytest.importorskip(
 from convmixer_fast import _C, backend_info, fold, optimize, recognize
 from convmixer_fast.accuracy import relative_error
 from convmixer_fast.models.randomize import randomize
-from convmixer_fast.runtime import cpu
+from convmixer_fast.runtime import backends, cpu
 from convmixer_fast.runtime.cpu import CpuTrunk
 from tests.runtime.test_cpu_trunk import ARCHITECTURES
 
-needs_bfloat16 = pytest.mark.skipif(_C.bfloat16_speed() == 0, reason="needs a CPU with AVX512_BF16")
+needs_bfloat16 = pytest.mark.skipif(
+    "bfloat16" not in _C.rates(1), reason="needs a CPU with AVX512_BF16"
+)
 
 
 def make(name):
@@ -88,7 +90,8 @@ def test_where_they_pay(monkeypatch):
     architecture, shape = ARCHITECTURES["odd"]
     monkeypatch.setattr(cpu._C, "Trunk", trunk)
     for pays, detail in ((True, "float16 is computed"), (False, "float16 and bfloat16 are")):
-        monkeypatch.setattr(cpu, "bfloat16_pays", lambda pays=pays: pays)
+        for module in (backends, cpu):
+            monkeypatch.setattr(module, "bfloat16_pays", lambda pays=pays: pays)
         model = randomize(architecture.build())
         with torch.no_grad():
             optimize(model, dtype=torch.bfloat16)(torch.randn(shape).bfloat16())
@@ -98,5 +101,6 @@ def test_where_they_pay(monkeypatch):
 
 
 def test_measured_once():
-    assert cpu.bfloat16_pays() == (_C.bfloat16_speed() > 1.3)
-    assert cpu.bfloat16_pays.cache_info().misses == 1
+    rates = _C.rates(1)
+    assert backends.bfloat16_pays() == (rates.get("bfloat16", 0) > 1.3 * rates["float32"])
+    assert backends.bfloat16_pays.cache_info().misses == 1

@@ -77,7 +77,7 @@ def test_refresh_is_for_the_others(fast):
 
 
 def _sampled_positions(tensor):
-    from convmixer_fast.runtime.source import _sampled
+    from convmixer_fast.runtime.contents import _sampled
 
     return {(at - tensor.data_ptr()) // tensor.element_size() for at, _ in _sampled(tensor)}
 
