@@ -8,7 +8,7 @@ only read.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -196,6 +196,13 @@ class FoldedBlock:
     activation: str
     quantization: Quantization | None = None
 
+    def in_float32(self) -> "FoldedBlock":
+        """Return it with the weights that 8-bit numbers stand for; its input is not rounded."""
+        if self.quantization is None:
+            return self
+        weight = self.quantization.weight(self.weight, torch.float32)
+        return replace(self, weight=weight, quantization=None)
+
 
 @dataclass(frozen=True)
 class FoldedLayer:
@@ -229,3 +236,14 @@ class FoldedConvMixer:
     taps: tuple[int, ...] = ()
     input_name: str = "x"
     input_layout: str = "NCHW"
+
+    def quantized_blocks(self) -> dict[str, FoldedBlock]:
+        """Return the blocks of 8-bit numbers, by the names that an export gives them."""
+        blocks = {"stem": self.stem}
+        blocks |= {f"layers.{i}.pointwise": one.pointwise for i, one in enumerate(self.layers)}
+        return {name: block for name, block in blocks.items() if block.quantization is not None}
+
+    def in_float32(self) -> "FoldedConvMixer":
+        """Return it with the weights that 8-bit numbers stand for; no inputs are rounded."""
+        layers = (replace(one, pointwise=one.pointwise.in_float32()) for one in self.layers)
+        return replace(self, stem=self.stem.in_float32(), layers=tuple(layers))

@@ -79,7 +79,8 @@ def describe(
     if preprocessing is None:
         preprocessing = preprocessing_of(known)
     names = tuple(labels or known.get("label_names") or ())
-    name = known.get("architecture") or type(model).__name__
+    # An optimized model says what it was made from.
+    name = known.get("architecture") or getattr(model, "made_from", "") or type(model).__name__
     return Description(str(name), precision, preprocessing, names, weights_of(model))
 
 

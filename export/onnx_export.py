@@ -28,7 +28,14 @@ from convmixer_fast.export.forms import choose_form
 from convmixer_fast.export.metadata import Description, describe
 from convmixer_fast.export.onnx_check import check_file, classes_of, measure_accuracy
 from convmixer_fast.export.progress import status
-from convmixer_fast.export.trace import DTYPES, Sizes, output_shapes, plain_module, tracing
+from convmixer_fast.export.trace import (
+    DTYPES,
+    Sizes,
+    in_8_bits,
+    output_shapes,
+    plain_module,
+    tracing,
+)
 from convmixer_fast.models.preprocessing import Preprocessing
 
 __all__ = ["OnnxReport", "to_onnx"]
@@ -100,7 +107,8 @@ def to_onnx(
     nothing is left behind.
 
     Args:
-        model: a trained ConvMixer in eval mode, as :func:`convmixer_fast.optimize` takes it.
+        model: a trained ConvMixer in eval mode, as :func:`convmixer_fast.optimize` takes it; or
+            what that returned with ``precision="int8"``, whose numbers the file then has.
         path: of the file. Weights of 1.5 GB and more go to ``<path>.data`` beside it.
         image_size: pixels: a square, or height and width.
         precision: ``"fp32"``; ``"fp16"`` or ``"bf16"``: convolutions and activations, while scales,
@@ -139,7 +147,14 @@ def to_onnx(
     name, chosen = choose_form(target, form)
     if precision not in (*DTYPES, "int8"):
         raise ValueError(f"precision must be fp32, fp16, bf16 or int8, got {precision!r}")
-    if (precision == "int8") != (calibration is not None):
+    known = in_8_bits(model)
+    if known is not None:
+        if precision != "int8" or calibration is not None or target != "onnxruntime":
+            raise ValueError(
+                "the model is in 8-bit numbers already: export it with precision='int8' and for "
+                f"ONNX Runtime, without calibration; got {precision!r} and {target!r}"
+            )
+    elif (precision == "int8") != (calibration is not None):
         raise ValueError(
             "calibration must be images (N, C, H, W) for precision='int8', and None for others"
         )
@@ -166,7 +181,7 @@ def to_onnx(
     checked = {"random": random_images(example)}
     for other in sizes.others(example, module.stem.weight.shape[2:]):
         checked[f"random {tuple(other.shape)}"] = random_images(other)
-    if images is None and calibration is None:
+    if images is None and precision != "int8":
         images = photographs(example, description.preprocessing, sizes.layout)
     real = {} if images is None else {"real": images}
     if validation is not None:
@@ -182,10 +197,15 @@ def to_onnx(
         made = Path(folder) / path.name
         external = _is_external(module, external_data)
         # What is quantised is saved again: only then in the form that was asked for.
-        separate, names = external and calibration is None, (input_name, output_names)
+        separate, names = external and precision != "int8", (input_name, output_names)
         _write(module, example, made, sizes, opset, description, separate, names)
         report_step("comparing with the model in float64")
-        if calibration is None:
+        if known is not None:
+            from convmixer_fast.export.onnx_quantize import write_numbers
+
+            write_numbers(made, known.quantized_blocks(), external_data=external)
+            checks = check_file(made, model, example, checked | real, precision)
+        elif calibration is None:
             checks = check_file(made, model, example, checked | real, precision)
         else:
             # Before it is quantised: noise is outside of what it is calibrated for.
@@ -206,8 +226,8 @@ def to_onnx(
             after = classes_of(made, calibration)
             if before is not None and after is not None:
                 same = float((before == after).double().mean())
-            known = {"calibration": calibration[:_CHECKED]}
-            checks = check_file(made, model, example, known | real, precision)
+            seen = {"calibration": calibration[:_CHECKED]}
+            checks = check_file(made, model, example, seen | real, precision)
         if validation is not None:
             report_step("classifying the validation images")
             accuracy = measure_accuracy(made, model, validation)

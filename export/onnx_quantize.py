@@ -5,7 +5,7 @@ import io
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from onnxruntime.quantization import qdq_loss_debug
 from torch import Tensor
 
 from convmixer_fast.export.calibration import Batches, batch_within
+from convmixer_fast.spec import FoldedBlock
 
-__all__ = ["METHODS", "LayerError", "quantize"]
+__all__ = ["METHODS", "LayerError", "quantize", "write_numbers"]
 
 METHODS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
 """Of calibration: ONNX Runtime's names."""
@@ -104,10 +105,7 @@ def quantize(
             activation_type=ort.QuantType.QInt8 if tensorrt else ort.QuantType.QUInt8,
             calibrate_method=getattr(ort.CalibrationMethod, METHODS[method]),
             extra_options={
-                "WeightSymmetric": True,
-                "ActivationSymmetric": tensorrt,
-                "AddQDQPairToWeight": tensorrt,
-                "QuantizeBias": not tensorrt,
+                **_options(tensorrt=tensorrt),
                 "CalibPercentile": _PERCENTILE,
                 # One batch is summed up before the next is computed.
                 "CalibStridedMinMax": 1,
@@ -119,6 +117,69 @@ def quantize(
     if external_data:
         onnx.save(onnx.load(path), path, save_as_external_data=True, location=f"{path.name}.data")
     return errors
+
+
+def write_numbers(path: Path, blocks: Mapping[str, FoldedBlock], *, external_data: bool) -> None:
+    """Quantise the convolutions of a float32 file, in place, by numbers that are known.
+
+    The file is the one that :func:`quantize` made for ONNX Runtime when they were chosen.
+
+    Args:
+        path: of the file.
+        blocks: quantised ones, by the name of their node before ``/Conv``.
+        external_data: whether weights are to be a file of their own.
+    """
+    import onnx
+    from onnxruntime.quantization import calibrate, qdq_quantizer, quant_utils
+
+    ort: Any = quantization
+    model = quant_utils.load_model_with_shape_infer(path)
+    overrides: dict[str, list[dict[str, Any]]] = {}
+    ranges: dict[str, tuple[Any, Any]] = {}
+    chosen = {f"{name}/Conv": block.quantization for name, block in blocks.items()}
+    for node in model.graph.node:
+        numbers = chosen.get(node.name)
+        if numbers is None:
+            continue
+        for name, scale, zero in (
+            (node.input[0], numbers.input_scale, numbers.zero_point),
+            (node.output[0], numbers.output_scale, numbers.output_zero_point),
+        ):
+            step, origin = scale.cpu().numpy(), zero.cpu().numpy()
+            overrides[name] = [{"scale": step, "zero_point": origin}]
+            ranges[name] = -step * origin, step * (255 - origin)
+        overrides[node.input[1]] = [
+            {"axis": 0, "scale": scale, "zero_point": 0}
+            for scale in numbers.weight_scale.cpu().numpy()
+        ]
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder, _quiet():
+        quantizer = qdq_quantizer.QDQQuantizer(
+            model,
+            per_channel=True,
+            reduce_range=True,
+            weight_qType=ort.QuantType.QInt8,
+            activation_qType=ort.QuantType.QUInt8,
+            tensors_range=calibrate.TensorsData(ort.CalibrationMethod.MinMax, ranges),
+            nodes_to_quantize=list(chosen),
+            nodes_to_exclude=[],
+            op_types_to_quantize=["Conv"],
+            extra_options={**_options(tensorrt=False), "TensorQuantOverrides": overrides},
+        )
+        quantizer.quantize_model()
+        made = Path(folder) / path.name
+        quantizer.model.save_model_to_file(str(made), False)
+        made.replace(path)
+    if external_data:
+        onnx.save(onnx.load(path), path, save_as_external_data=True, location=f"{path.name}.data")
+
+
+def _options(*, tensorrt: bool) -> dict[str, object]:
+    return {
+        "WeightSymmetric": True,
+        "ActivationSymmetric": tensorrt,
+        "AddQDQPairToWeight": tensorrt,
+        "QuantizeBias": not tensorrt,
+    }
 
 
 def _groups(node: Any) -> int:

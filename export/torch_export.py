@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from convmixer_fast.errors import UnsupportedModelError
 from convmixer_fast.export.checks import (
     ExportReport,
     as_images,
@@ -21,7 +22,7 @@ from convmixer_fast.export.checks import (
 )
 from convmixer_fast.export.forms import FORMS
 from convmixer_fast.export.metadata import describe
-from convmixer_fast.export.trace import DTYPES, Sizes, plain_module, tracing
+from convmixer_fast.export.trace import DTYPES, Sizes, in_8_bits, plain_module, tracing
 from convmixer_fast.folding import fold
 from convmixer_fast.recognition.recognize import recognize
 from convmixer_fast.runtime.fused import FusedConvMixer
@@ -78,6 +79,11 @@ def to_torch_export(
         raise ValueError(f"ops must be 'plain', or 'fused' without aot_inductor, got {ops!r}")
     if precision not in DTYPES:
         raise ValueError(f"precision must be fp32, fp16 or bf16, got {precision!r}")
+    if in_8_bits(model) is not None:
+        raise UnsupportedModelError(
+            "the model is optimized already, and in 8-bit numbers, which a .pt2 file does not "
+            "have; export the model that it was made from, or this one by to_onnx"
+        )
     dtype = DTYPES[precision]
     sizes = Sizes(image_size, dynamic_batch, dynamic_size)
     module: nn.Module

@@ -1,6 +1,7 @@
 """From a model to a plain module that an exporter can trace, and what the tracing needs to know."""
 
 import contextlib
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,9 +18,9 @@ from convmixer_fast.models.outputs import named_tensors
 from convmixer_fast.recognition.recognize import recognize
 from convmixer_fast.recognition.tracing import TRACING, unwrap
 from convmixer_fast.runtime.fused import FusedConvMixer
-from convmixer_fast.spec import SizeCondition
+from convmixer_fast.spec import ConvMixerSpec, FoldedConvMixer, SizeCondition
 
-__all__ = ["DTYPES", "Sizes", "output_shapes", "plain_module", "tracing"]
+__all__ = ["DTYPES", "Sizes", "in_8_bits", "output_shapes", "plain_module", "tracing"]
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """Precisions by the name that exporters take."""
@@ -153,26 +154,28 @@ def plain_module(
 ) -> tuple[PlainConvMixer, Tensor, Sizes]:
     """Return ``model`` in plain form, on the CPU, an input to trace it with, and its sizes.
 
+    A model in 8-bit numbers becomes what their weights stand for.
+
     Raises:
         UnsupportedModelError: it is no ConvMixer in eval mode.
         ValueError: it does not take such sizes.
     """
-    if isinstance(unwrap(model), FusedConvMixer):
-        raise UnsupportedModelError(
-            "the model is optimized already, and its kernels cannot be exported; pass the "
-            f"{unwrap(model).made_from or 'model'} that it was made from"
-        )
     with torch.inference_mode(False), torch.no_grad():
-        spec = recognize(model, example_input)
-        sizes = replace(sizes, layout=spec.input_layout)
-        sizes.check(spec.conditions)
-        _, stem_channels, *patch = spec.stem.weight.shape
+        folded = in_8_bits(model)
+        if folded is None:
+            folded = fold(_recognized(model, example_input), dtype)
+        else:
+            # Exporting moves modules of the source's own.
+            folded = copy.deepcopy(folded.in_float32())
+        sizes = replace(sizes, layout=folded.input_layout)
+        sizes.check(folded.conditions)
+        _, stem_channels, *patch = folded.stem.weight.shape
         if any(side < p for side, p in zip(sizes.plane, patch, strict=True)):
             raise ValueError(
                 f"image_size must be at least a patch, {patch[0]} x {patch[1]}, "
                 f"got {sizes.image_size}"
             )
-        module = PlainConvMixer(fold(spec, dtype), form, float32_io=float32_io).cpu()
+        module = PlainConvMixer(folded, form, float32_io=float32_io).cpu()
         # What stands before the stem may change the channels: those of the example, or a guess.
         channels = [*dict.fromkeys((stem_channels, 3, 1))]
         wanted = torch.float32 if float32_io else dtype
@@ -181,6 +184,24 @@ def plain_module(
             if example_input.dtype == torch.uint8:
                 wanted = torch.uint8
         return module, _accepted(module, [sizes.example(c, wanted) for c in channels]), sizes
+
+
+def in_8_bits(model: nn.Module) -> FoldedConvMixer | None:
+    """Return what an optimized model computes, if that is in 8-bit numbers; else None."""
+    source = unwrap(model)
+    if not isinstance(source, FusedConvMixer):
+        return None
+    folded = source.folded()
+    return folded if folded.quantized_blocks() else None
+
+
+def _recognized(model: nn.Module, example_input: Tensor | None) -> ConvMixerSpec:
+    if isinstance(unwrap(model), FusedConvMixer):
+        raise UnsupportedModelError(
+            "the model is optimized already, and its kernels cannot be exported; pass the "
+            f"{unwrap(model).made_from or 'model'} that it was made from"
+        )
+    return recognize(model, example_input)
 
 
 def output_shapes(module: nn.Module, example: Tensor) -> list[tuple[str, tuple[int, ...]]]:

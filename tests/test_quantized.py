@@ -11,7 +11,16 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("sklearn")
 
-from convmixer_fast import ConvMixer, ReleasedWeightsError, UnsupportedModelError, optimize
+import onnx
+from onnx import numpy_helper
+
+from convmixer_fast import (
+    ConvMixer,
+    FusedConvMixer,
+    ReleasedWeightsError,
+    UnsupportedModelError,
+    optimize,
+)
 from convmixer_fast.accuracy import exact, relative_error
 from convmixer_fast.export import OnnxModule, to_onnx, to_torch_export
 from convmixer_fast.models.digits import digits_model, held_out_digits, training_digits
@@ -229,6 +238,56 @@ def test_variations(name):
 def test_arguments_are_checked(digits, options, message):
     with pytest.raises(ValueError, match=message):
         optimize(digits[0], **options)
+
+
+def contents(path):
+    """Weights, scales and zero points by name, and the nodes in order."""
+    graph = onnx.load(path).graph
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    return stored, [(node.op_type, node.name, *node.input) for node in graph.node]
+
+
+def test_its_file_is_that_of_the_model(made, digits, tmp_path):
+    """What was checked is what is deployed."""
+    model, calibration, _, images = digits
+    files = {made: {}, model: {"calibration": calibration}}
+    found = []
+    for index, (source, options) in enumerate(files.items()):
+        path = tmp_path / f"{index}.onnx"
+        to_onnx(source, path, image_size=8, precision="int8", progress=False, **options)
+        found.append((contents(path), OnnxModule(path)))
+    (first, ours), (second, theirs) = found
+    assert first[1] == second[1]
+    assert first[0].keys() == second[0].keys()
+    for name, values in first[0].items():
+        assert (values == second[0][name]).all(), name
+    assert torch.equal(ours(images), theirs(images))
+    assert ours.description.model == "ConvMixer"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"precision": "fp16"},
+        {"precision": "int8", "calibration": torch.zeros(1, 1, 8, 8)},
+        {"precision": "int8", "target": "tensorrt"},
+    ],
+)
+def test_its_file_is_of_no_other_kind(made, options, tmp_path):
+    with pytest.raises(ValueError, match="the model is in 8-bit numbers already"):
+        to_onnx(made, tmp_path / "model.onnx", image_size=8, **options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["shared-layers", "squeeze-excite-twice", "two-heads", "headless"])
+def test_folded(name):
+    """An optimized module tells what it was made of."""
+    variation = EVERY[name]
+    fast, x = optimize(variation.model()), variation.image(0)
+    again = FusedConvMixer(copy.deepcopy(fast.folded()))
+    with torch.no_grad():
+        torch.testing.assert_close(again(x), fast(x), rtol=0, atol=0)
 
 
 def test_it_is_optimized_already(fast, digits, tmp_path):

@@ -22,6 +22,7 @@ __all__ = [
     "FusedBlock",
     "PatchEmbed",
     "PointwiseBlock",
+    "folded_layer",
     "fused_layer",
 ]
 
@@ -195,3 +196,13 @@ def fused_layer(layer: FoldedLayer, backend: str) -> nn.Sequential:
     if layer.entry is not None:
         blocks = {"entry": layer.entry, **blocks}
     return nn.Sequential(OrderedDict(blocks))
+
+
+def folded_layer(layer: nn.Sequential) -> FoldedLayer:
+    """Return what :func:`fused_layer` made ``layer`` of; tensors are not copied."""
+    parts: dict[str, Any] = dict(layer.named_children())
+    first, branch = parts["0"], None
+    if isinstance(first, BranchedBlock):
+        branched: Any = first
+        first, branch = branched.depthwise, branched.branch
+    return FoldedLayer(first.folded(), parts["1"].folded(), branch, parts.get("entry"))

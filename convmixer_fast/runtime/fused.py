@@ -16,11 +16,12 @@ from convmixer_fast.runtime.blocks import (
     DepthwiseBlock,  # noqa: F401
     PatchEmbed,
     PointwiseBlock,  # noqa: F401
+    folded_layer,
     fused_layer,
 )
 from convmixer_fast.runtime.engine import Engine
 from convmixer_fast.runtime.explanation import Explanation
-from convmixer_fast.spec import FoldedConvMixer, Head
+from convmixer_fast.spec import FoldedConvMixer, FoldedLayer, Head
 
 if TYPE_CHECKING:
     from convmixer_fast.runtime.tuning import Tuning
@@ -158,6 +159,37 @@ class FusedConvMixer(ConvMixerInterface):
         raise TypeError(
             f"expected one batch of images, by position or as {self.input_name}=, got "
             f"{', '.join(f'{name}=' for name in given)}"
+        )
+
+    def folded(self) -> FoldedConvMixer:
+        """Return what this module computes, as plain data; tensors and modules are its own.
+
+        Raises:
+            ReleasedWeightsError: the weights are gone.
+        """
+        stem: Any = self.stem
+        made: dict[int, FoldedLayer] = {}
+        layers: Any = self.blocks
+        for layer in layers:
+            if id(layer) not in made:
+                made[id(layer)] = folded_layer(layer)
+        head = self.source_head
+        if head is None:
+            linear: Any = self.head
+            numbers = (linear.weight, linear.bias) if isinstance(linear, nn.Linear) else ()
+            head_or_module: Head | nn.Module = Head(self.global_pool.pool_type, *numbers)
+        else:
+            head_or_module = head
+        return FoldedConvMixer(
+            stem=stem.folded(),
+            layers=tuple(made[id(layer)] for layer in layers),
+            head=head_or_module,
+            prefix=self.prefix,
+            preprocess=self.preprocess,
+            conditions=self.conditions,
+            taps=self.taps,
+            input_name=self.input_name,
+            input_layout=self.input_layout,
         )
 
     @property
