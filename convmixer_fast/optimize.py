@@ -66,7 +66,8 @@ def optimize(
             backend: on a processor with VNNI two to three times as fast as float32. Depthwise
             convolutions, activations and the head stay in float32, as input and outputs do.
             The numbers are those of the file that :func:`export.to_onnx` writes of the same
-            images, or of this module. A NaN in an image is lost. Needs ``pip install 'convmixer-fast[onnx]'``.
+            images, or of this module. A NaN in an image is lost. Needs
+            ``pip install 'convmixer-fast[onnx]'``.
         calibration: int8: images (N, C, H, W) as the model takes them, some hundred: they say
             which numbers occur.
         calibration_method: int8: how the range of what occurs is chosen.

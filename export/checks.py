@@ -23,7 +23,6 @@ __all__ = [
     "as_images",
     "as_labelled",
     "check_outputs",
-    "new_file",
     "photographs",
 ]
 __all__ += ["random_images"]
@@ -161,21 +160,6 @@ def as_labelled(
         found = tuple(classes.shape) if isinstance(classes, Tensor) else type(classes).__name__
         raise ValueError(f"validation needs a class for each of {len(images)} images, got {found}")
     return images, classes.cpu().long()
-
-
-def new_file(path: str | Path) -> Path:
-    """Return the path of a file to be written.
-
-    Raises:
-        FileNotFoundError: there is no folder for it.
-        IsADirectoryError: it is a folder itself.
-    """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {path.parent}")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; name the file to write")
-    return path
 
 
 def random_images(example: Tensor) -> Tensor:

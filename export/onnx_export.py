@@ -20,10 +20,10 @@ from convmixer_fast.export.checks import (
     ExportReport,
     as_images,
     as_labelled,
-    new_file,
     photographs,
     random_images,
 )
+from convmixer_fast.export.files import external_weights, new_file, weights_beside
 from convmixer_fast.export.forms import choose_form
 from convmixer_fast.export.metadata import Description, describe
 from convmixer_fast.export.onnx_check import check_file, classes_of, measure_accuracy
@@ -142,6 +142,8 @@ def to_onnx(
         ValueError: an argument is none of its values.
         MissingDependencyError: onnx, onnxscript or onnxruntime is not installed.
         MismatchError: the file does not compute what the model does.
+        FileExistsError: ``path`` is a device or a pipe, or weights would replace a file that no
+            earlier export wrote.
     """
     _need("onnx", "onnxscript", "onnxruntime")
     name, chosen = choose_form(target, form)
@@ -196,6 +198,8 @@ def to_onnx(
     ):
         made = Path(folder) / path.name
         external = _is_external(module, external_data)
+        if external:
+            _check_weights_beside(path)
         # What is quantised is saved again: only then in the form that was asked for.
         separate, names = external and precision != "int8", (input_name, output_names)
         _write(module, example, made, sizes, opset, description, separate, names)
@@ -248,9 +252,19 @@ def to_onnx(
     return report
 
 
+def _check_weights_beside(path: Path) -> None:
+    beside = new_file(weights_beside(path))
+    if beside.exists() and beside.name not in external_weights(path):
+        raise FileExistsError(
+            f"{beside} is in the place of the weights, and not of an earlier export to {path}; "
+            "move it, or name another file"
+        )
+
+
 def _publish(folder: Path, path: Path) -> None:
     """Move what was made to its place, weights first; those of an earlier export go."""
-    (path.parent / f"{path.name}.data").unlink(missing_ok=True)
+    if weights_beside(path).name in external_weights(path):
+        weights_beside(path).unlink(missing_ok=True)
     for file in sorted(folder.iterdir(), reverse=True):
         file.replace(path.parent / file.name)
 

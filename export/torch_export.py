@@ -1,5 +1,6 @@
 """``to_torch_export``: a ConvMixer as a ``.pt2`` file, and compiled by AOTInductor."""
 
+import io
 import json
 import tempfile
 import warnings
@@ -16,10 +17,10 @@ from convmixer_fast.export.checks import (
     ExportReport,
     as_images,
     check_outputs,
-    new_file,
     photographs,
     random_images,
 )
+from convmixer_fast.export.files import new_file
 from convmixer_fast.export.forms import FORMS
 from convmixer_fast.export.metadata import describe
 from convmixer_fast.export.trace import DTYPES, Sizes, in_8_bits, plain_module, tracing
@@ -116,7 +117,10 @@ def to_torch_export(
                 loaded: Any = torch._inductor.aoti_load_package(str(made))
             else:
                 said = json.dumps(describe(model, precision, None, None).properties())
-                torch.export.save(program, made, extra_files={"convmixer_fast.json": said})
+                # To memory first: where the disk is full, PyTorch's writer ends the process.
+                written = io.BytesIO()
+                torch.export.save(program, written, extra_files={"convmixer_fast.json": said})
+                made.write_bytes(written.getbuffer())
                 loaded = torch.export.load(made).module()
             batches = {"random": random_images(example)}
             for other in sizes.others(example, patch):

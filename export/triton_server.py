@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convmixer_fast.export.files import external_weights, new_file, write_whole
 from convmixer_fast.export.metadata import read_description
 
 __all__ = ["to_triton_server"]
@@ -90,6 +91,7 @@ def to_triton_server(
 
     Raises:
         FileNotFoundError: there is no such file.
+        FileExistsError: the version's folder has files that no export wrote.
         ValueError: an argument is none of its values.
     """
     path = Path(model)
@@ -135,20 +137,45 @@ def to_triton_server(
         }
     folder = Path(repository) / name
     place = folder / str(version)
+    earlier = _check_place(place, folder, {filename, *found.weights})
     place.mkdir(parents=True, exist_ok=True)
     # What the model needs before the model: a server may be polling.
     for file in found.weights:
-        _place(path.with_name(file).read_bytes(), place / file)
+        write_whole(place / file, path.with_name(file).read_bytes())
     if names:
-        _place("".join(f"{label}\n" for label in names).encode(), folder / "labels.txt")
-    _place(_text(config).encode(), folder / "config.pbtxt")
-    _place(path.read_bytes(), place / filename)
+        write_whole(folder / "labels.txt", "".join(f"{label}\n" for label in names).encode())
+    write_whole(folder / "config.pbtxt", _text(config).encode())
+    write_whole(place / filename, path.read_bytes())
     if not names:
         (folder / "labels.txt").unlink(missing_ok=True)
-    for left in place.iterdir():  # of an earlier export of this version
-        if left.name not in (filename, *found.weights):
-            left.unlink()
+    for left in earlier - {filename, *found.weights}:
+        (place / left).unlink(missing_ok=True)
     return folder
+
+
+def _check_place(place: Path, folder: Path, new: set[str]) -> set[str]:
+    """Return what an earlier export of this version left in its folder.
+
+    Raises:
+        FileExistsError: something else is there.
+    """
+    for file in (folder / "config.pbtxt", folder / "labels.txt"):
+        if file.parent.is_dir():
+            new_file(file)
+    if not place.is_dir():
+        return set()
+    earlier = {filename for _, filename in _BACKENDS.values() if (place / filename).is_file()}
+    for filename in tuple(earlier):
+        earlier |= external_weights(place / filename)
+    # What was being written when a process was killed.
+    earlier |= {file.name for file in place.glob(".*.new")}
+    strange = sorted({file.name for file in place.iterdir()} - earlier)
+    if strange:
+        raise FileExistsError(
+            f"{place} is a version's folder, and has {', '.join(strange)}, which no export wrote "
+            "there; move that, or export another version"
+        )
+    return earlier
 
 
 def _check(
@@ -221,18 +248,12 @@ def _read_onnx(path: Path) -> _Model:
 
     properties = {entry.key: entry.value for entry in model.metadata_props}
     labels = read_description(properties).labels
-    weights = {
-        entry.value
-        for tensor in model.graph.initializer
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
     return _Model(
         tensors(model.graph.input),
         tensors(model.graph.output),
         None,
         labels,
-        tuple(sorted(weights)),
+        tuple(sorted(external_weights(model))),
     )
 
 
@@ -274,10 +295,3 @@ def _text(config: dict[str, Any], indent: str = "") -> str:
         else:
             lines.append(f"{indent}{key}: {value}\n")
     return "".join(lines)
-
-
-def _place(content: bytes, target: Path) -> None:
-    """Write a file whole: a server that is polling must not see half of it."""
-    new = target.with_name(f".{target.name}.new")
-    new.write_bytes(content)
-    new.replace(target)

@@ -1,19 +1,18 @@
 """One build of a TensorRT engine: a network from a model or a file, settings, a plan."""
 
-import os
-import threading
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from convmixer_fast.errors import TensorRTError
+from convmixer_fast.export.files import write_whole
 from convmixer_fast.export.trt_bindings import Log, torch_dtype
 from convmixer_fast.export.trt_network import DepthwiseOp, add_convmixer
 from convmixer_fast.export.trt_progress import BuildProgress
 from convmixer_fast.spec import FoldedConvMixer
 
-__all__ = ["Build", "TensorInfo", "write_atomically"]
+__all__ = ["Build", "TensorInfo"]
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ class Build:
         if timing_cache is not None:
             cache = self._config.get_timing_cache()
             if cache is not None:
-                write_atomically(timing_cache, self.content(cache.serialize()))
+                write_whole(timing_cache, self.content(cache.serialize()))
         return self.content(plan)
 
     def _read_cache(self, path: Path) -> None:
@@ -174,13 +173,3 @@ class Build:
     def _describe(self, tensor: Any) -> TensorInfo:
         dtype = str(torch_dtype(self._trt, tensor.dtype)).removeprefix("torch.")
         return TensorInfo(tensor.name, dtype, tuple(tensor.shape))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file at once: whoever reads it meanwhile finds the old one, or the new one."""
-    new = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        new.write_bytes(content)
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from convmixer_fast._version import __version__
 from convmixer_fast.errors import MissingDependencyError, UnsupportedModelError
 from convmixer_fast.export import trt_bindings
+from convmixer_fast.export.files import new_file, write_whole
 from convmixer_fast.export.metadata import weights_of
-from convmixer_fast.export.trt_build import Build, TensorInfo, write_atomically
+from convmixer_fast.export.trt_build import Build, TensorInfo
 from convmixer_fast.export.trt_network import DepthwiseOp, plain_head
 from convmixer_fast.folding import fold
 from convmixer_fast.models.preprocessing import Preprocessing
@@ -177,9 +178,9 @@ def to_tensorrt(
         preprocessing=None if preprocessing is None else asdict(preprocessing),
         weights=weights_of(model_or_onnx) if isinstance(model_or_onnx, nn.Module) else "",
     )
-    write_atomically(path, plan)
+    write_whole(path, plan)
     said = {key: value for key, value in asdict(report).items() if key != "path"}
-    write_atomically(metadata_path(path), (json.dumps(said, indent=2) + "\n").encode())
+    write_whole(metadata_path(path), (json.dumps(said, indent=2) + "\n").encode())
     return report
 
 
@@ -218,8 +219,8 @@ def _check_options(
         raise ValueError("capability is only for plugins='triton'; leave it out")
     if capability is not None and not 80 <= capability < 1000:
         raise ValueError(f"capability must be at least 80, as 90 for 9.0, got {capability!r}")
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {path.absolute().parent} for the engine")
+    for file in (path, metadata_path(path)):
+        new_file(file.absolute())
 
 
 def _check_onnx(path: Path, precision: str | None, plugins: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -282,7 +283,10 @@ def predict(
             if isinstance(result, OSError):
                 bad += 1
                 _err.print(
-                    f"skipped {path}: {result}", markup=False, highlight=False, soft_wrap=True
+                    _shown(f"skipped {path}: {result}"),
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
                 )
             else:
                 _print_prediction(path, result, names, top, as_json)
@@ -320,9 +324,14 @@ def _print_prediction(
     if as_json:
         print(json.dumps({"image": str(path), "predictions": classes}))
         return
-    print(path)
+    print(_shown(path))
     for entry in classes:
         print(f"  {entry['probability']:7.2%}  {entry.get('label', entry['class'])}")
+
+
+def _shown(text: object) -> str:
+    """Return ``text`` as a terminal takes it: names of files may hold bytes that are no text."""
+    return os.fsencode(str(text)).decode(errors="replace")
 
 
 def _device(backend: str) -> torch.device:

@@ -1,11 +1,13 @@
 """Image files -> model input, as timm prepares them for evaluation.
 
 Resize the shorter side (bicubic), crop the centre, scale to [0, 1], normalise:
-timm's ``create_transform(..., is_training=False)`` with ``crop_mode="center"``.
+timm's ``create_transform(..., is_training=False)`` with ``crop_mode="center"``. A picture more than
+32 times as long as wide is first cut to that about its middle, of which the crop is a part.
 """
 
 import json
 import math
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +27,9 @@ __all__ = [
 ]
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-# All that Pillow's readers raise on damaged files.
-_UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    MemoryError,
-    Image.DecompressionBombError,
-)
+_LONGEST = 32
+"""Times the shorter side: what is longer is cut to that before it is resized, which could take any
+amount of memory for a picture of one row."""
 _SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 
 
@@ -60,6 +56,8 @@ def load_image(path: str | Path, preprocessing: Preprocessing, in_chans: int = 3
             wanted = "1 value" if in_chans == 1 else f"1 or {in_chans} values"
             raise ValueError(f"{name} must have {wanted}, got {len(values)}")
     try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise ValueError("it is no regular file, and reading it could wait for ever")
         with Image.open(path) as file:
             if file.mode.startswith(("I", "F")):
                 raise ValueError(
@@ -67,14 +65,20 @@ def load_image(path: str | Path, preprocessing: Preprocessing, in_chans: int = 3
                     "Pillow would clip; convert it to 8 bits first"
                 )
             image = file.convert(_MODES[in_chans])
-    except _UNREADABLE as error:
-        raise OSError(f"cannot read the image {path}: {error}") from error
+    except Exception as error:  # readers of damaged files raise what they like
+        reason = str(error) or type(error).__name__
+        raise OSError(f"cannot read the image {path}: {reason}") from error
     return to_input(crop(image, preprocessing), preprocessing)
 
 
 def crop(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     """Resize ``image`` and cut the centre out, image_size x image_size pixels."""
     size = preprocessing.image_size
+    shorter = min(image.size)
+    longest = [min(side, _LONGEST * shorter) for side in image.size]
+    if longest != list(image.size):
+        left, top = ((side - kept) // 2 for side, kept in zip(image.size, longest, strict=True))
+        image = image.crop((left, top, left + longest[0], top + longest[1]))
     return _center_crop(_resize(image, math.floor(size / preprocessing.crop_pct)), size)
 
 

@@ -1,6 +1,7 @@
 """The command line, as a user types it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -212,6 +213,20 @@ def test_predict_skips_bad_images(run, checkpoint, pictures):
     assert "skipped" in err
     assert "bad.png" in err
     assert "1 of 4 images could not be read" in err
+
+
+def test_predict_takes_names_that_are_no_text(checkpoint, pictures):
+    """As a process of its own: standard output is UTF-8, which such names are not."""
+    good = next(iter(sorted(pictures.iterdir())))
+    good.rename(good.with_name(os.fsdecode(b"not\xfftext.png")))
+    (pictures / os.fsdecode(b"bad\xff.png")).write_bytes(b"not an image")
+    for options in ([], ["--json"]):
+        command = [sys.executable, "-m", "convmixer_fast", "predict", pictures, "-c", checkpoint]
+        done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+        assert done.returncode == 1, done.stderr
+        assert "Traceback" not in done.stderr
+        assert "1 of 4 images could not be read" in done.stderr
+        assert "text.png" in done.stdout
 
 
 def test_predict_with_own_labels_and_preprocessing(run, checkpoint, pictures, tmp_path):

@@ -21,7 +21,7 @@ from convmixer_fast.errors import (
     UnsupportedModelError,
 )
 from convmixer_fast.export import TensorRTModule, to_tensorrt, trt_bindings, trt_engine
-from convmixer_fast.export.trt_build import write_atomically
+from convmixer_fast.export.files import write_whole
 from convmixer_fast.export.trt_engine import metadata_path
 from convmixer_fast.export.trt_module import Streams
 from convmixer_fast.models.randomize import randomize
@@ -212,10 +212,10 @@ def test_missing_engine_files_are_named(tmp_path):
 def test_files_are_written_at_once(tmp_path):
     path = tmp_path / "engine"
     path.write_bytes(b"old")
-    write_atomically(path, b"new")
+    write_whole(path, b"new")
     assert path.read_bytes() == b"new"
     with pytest.raises(TypeError):
-        write_atomically(path, "text")
+        write_whole(path, "text")
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
 

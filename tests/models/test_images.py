@@ -1,6 +1,8 @@
 """Image files become what timm makes of them."""
 
 import json
+import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -53,6 +55,62 @@ def test_channels_that_no_image_has(picture):
         images.load_image(picture(), Preprocessing(), 7)
     with pytest.raises(ValueError, match="mean must have 1 or 4 values, got 3"):
         images.load_image(picture(), Preprocessing(), 4)
+
+
+@pytest.mark.parametrize("size", [(1, 5000), (20_000, 1), (1, 1_000_000), (3, 400)])
+def test_thin_pictures_take_little_memory(tmp_path, size):
+    """Resized whole, the second one would have 4.7 million columns."""
+    width, height = size
+    across = np.random.default_rng(0).integers(0, 256, min(size), np.uint8)
+    pixels = np.resize(across, (height, width)) if height > width else np.empty((height, width))
+    if width >= height:
+        pixels[:] = across[:, None]
+    path, prepare = tmp_path / "thin.png", Preprocessing(image_size=32)
+    Image.fromarray(pixels.astype(np.uint8), "L").save(path)
+    tracemalloc.start()
+    try:
+        out = images.load_image(path, prepare)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**20
+    # It is the same along its length, and so as a shorter piece of it.
+    short = Image.fromarray(pixels[:90, :90].astype(np.uint8), "L").convert("RGB")
+    expected = images.to_input(images.crop(short, prepare), prepare)
+    torch.testing.assert_close(out, expected, rtol=0, atol=0.02)
+
+
+def test_a_pipe_is_no_picture(tmp_path):
+    """Opened, it would wait for a writer."""
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(OSError, match="no regular file"):
+        images.load_image(tmp_path / "pipe.png", Preprocessing())
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "DDS", "WEBP", "TIFF", "GIF", "ICO", "TGA", "SGI", "PCX"])
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_damaged_files_of_any_kind(tmp_path, kind):
+    """Whatever a reader raises, and whatever the file is called."""
+    if kind not in Image.SAVE:
+        Image.init()
+    if kind not in Image.SAVE:
+        pytest.skip(f"needs a Pillow that writes {kind}")
+    path = tmp_path / "picture.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    Image.fromarray(pixels, "RGB").save(path, kind)
+    content = bytearray(path.read_bytes())
+    generator = np.random.default_rng(1)
+    failed = 0
+    for _ in range(60):
+        damaged = content[: generator.integers(1, len(content))]
+        for at in generator.integers(0, len(damaged), 4):
+            damaged[at] = generator.integers(256)
+        path.write_bytes(damaged)
+        try:
+            images.load_image(path, Preprocessing(image_size=16))
+        except OSError:  # anything else fails the test
+            failed += 1
+    assert failed > 10
 
 
 @pytest.mark.parametrize("damage", ["missing", "text", "empty", "truncated", "corrupt"])
