@@ -153,7 +153,10 @@ def _throughput(results: ResultFile, theme: Theme) -> Any:
         for label, row in zip(axis.get_yticklabels(), rows, strict=True):
             label.set_fontweight("bold" if row.ours else "normal")
             label.set_fontsize(8.5)
-        axis.set_title(first.case, fontsize=9.5, loc="left")
+        several = len({one.dtype for one, _ in panels}) > 1
+        axis.set_title(
+            f"{first.case}, {first.dtype}" if several else first.case, fontsize=9.5, loc="left"
+        )
         axis.margins(x=0.2)
         axis.set_xticks([])
         axis.spines["bottom"].set_visible(False)
@@ -174,7 +177,10 @@ def _roofline(results: ResultFile, theme: Theme) -> Any:
     ceilings = results.ceilings
     intensities = [row.flops / row.bytes for row in rows]
     left, right = min(intensities) / 2, max(intensities) * 2
+    dtypes = {row.dtype for row in rows}
     for dtype, rate in ceilings.flop_per_s.items():
+        if dtype not in dtypes:
+            continue
         ridge = rate / ceilings.bytes_per_s
         points = [left, *([ridge] if left < ridge < right else []), right]
         roof = [min(rate, x * ceilings.bytes_per_s) / 1e9 for x in points]
