@@ -184,7 +184,7 @@ class Engine:
 
     def _ready(self, model: Model, x: Tensor, *, trusted: bool = False) -> _Found | None:
         """Return what runs ``x``, made where it was not yet; None for the ops, said if need be."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             return None  # here too, as a compiler does not follow what is below
         found = self._find(model, x, trusted=trusted)
         if found.reason is not None:
@@ -292,7 +292,9 @@ def _new(model: Model, x: Tensor, where: tuple[object, ...], dtype: torch.dtype)
 
 def _who_looks(x: Tensor) -> Reason | None:
     """Say what happens to operations on ``x`` besides the arithmetic; None for nothing."""
-    if torch.compiler.is_compiling() or torch._C._is_tracing():
+    # Not is_compiling(), which is true in all threads while one of them exports: what is traced
+    # here shows by a dispatch mode, or by what its tensors are.
+    if torch.compiler.is_dynamo_compiling() or torch._C._is_tracing():
         return Reason("it is being compiled, exported or traced", said=False)
     if torch._C._len_torch_dispatch_stack() > 0:
         keys = torch._C._TorchDispatchModeKey

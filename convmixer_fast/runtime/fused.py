@@ -359,7 +359,7 @@ class FusedConvMixer(ConvMixerInterface):
                 'of a module that is trained, optimize(model, in_training="stay")'
             )
         check_dense("the input", x)
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_dynamo_compiling():
             x = x.resolve_neg()  # the kernels read memory, in which it is not negated yet
         if asks_for_gradient(x):
             raise InferenceOnlyError(

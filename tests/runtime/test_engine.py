@@ -344,3 +344,27 @@ def test_python_threads_share_it(fast):
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_another_thread_may_export_meanwhile(fast, model):
+    """PyTorch's flag for that is one for all threads; who serves keeps its one call."""
+    expected = check(fast)
+    seen, wrong, done = [], [], threading.Event()
+
+    def serve():
+        with torch.inference_mode():
+            while not done.is_set():
+                seen.append(torch.compiler.is_compiling())
+                if not torch.equal(fast(X), expected) or not fast.explain(X).one_call:
+                    wrong.append(1)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        while not sum(seen):
+            with torch.no_grad():
+                torch.export.export(model, (X,))
+    finally:
+        done.set()
+        thread.join()
+    assert not wrong
