@@ -45,6 +45,10 @@ gpu-second: ## On a CUDA machine, with tables updated: the same, with Nsight Com
 coverage: $(READY) ## Run every test and show what they do not reach
 	$(PYTEST) --cov --cov-report=term-missing:skip-covered $(ARGS)
 
+.PHONY: sanitize
+sanitize: $(READY) ## Run the CPU kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(BIN)/python -m tests.sanitize
+
 .PHONY: lint
 lint: $(READY) ## Check style and formatting (ruff)
 	$(BIN)/ruff check .

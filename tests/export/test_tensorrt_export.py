@@ -149,7 +149,7 @@ def test_onnx_arguments(tmp_path):
         to_tensorrt(str(file), engine, precision="fp16")
     with pytest.raises(ValueError, match="plugins='triton' needs the model itself"):
         to_tensorrt(file, engine, plugins="triton")
-    with pytest.raises(FileNotFoundError, match="there is no folder .*missing for the engine"):
+    with pytest.raises(FileNotFoundError, match="there is no folder .*missing"):
         to_tensorrt(file, tmp_path / "missing" / "engine")
 
 
