@@ -96,6 +96,7 @@ def test_torch_compile_fullgraph(fast, model, x):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_torch_compile_inductor(fast, model, x):
     torch._dynamo.reset()
     assert_same(torch.compile(fast, fullgraph=True), model, x)

@@ -336,6 +336,9 @@ IN_EVERY_RUN = set(EVERY) - {
     *("reference-gelu-tanh", "reference-4-channels", "compiled", "kernel-1", "kernel-3"),
     *("squeeze-excite-in-branch", "squeeze-excite-after", "dilation-2", "grouped-decoder"),
     *("transposed-decoder", "residual-decoder", "maps-in-a-dictionary", "drop-path"),
+    *("reference-max", "reference-grey", "locuslab-relu-in-place", "no-affine", "no-bias"),
+    *("width-67", "patch-1", "relu-maximum-by-hand", "first-map", "separable-decoder"),
+    *("pooled-convolutions", "viewing-head", "squeezed-head", "spectral-norm"),
 }
 """The others are like one of these: ``make test-all`` runs them."""
 

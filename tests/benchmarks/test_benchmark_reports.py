@@ -97,6 +97,7 @@ def test_report_and_compare_commands(tmp_path):
     assert "largest change: 0.0%" in result.output
 
 
+@pytest.mark.exhaustive
 def test_bench_command(tmp_path):
     arguments = ["bench", "8/1/3/2", "--batch", "1,2", "--image-size", "8", "--seconds", "0"]
     arguments += ["--device", "cpu", "--providers", "eager,ours-reference"]

@@ -16,6 +16,7 @@ from convmixer_fast.commands import cli
 from convmixer_fast.models.published import Architecture
 from convmixer_fast.models.randomize import randomize
 from tests.paths import DIGITS, ROOT
+from tests.sweeps import sparse
 from tests.timm_models import import_timm
 
 
@@ -97,6 +98,7 @@ def test_verify(run, checkpoint, model):
 
 
 @pytest.mark.timm
+@pytest.mark.exhaustive
 def test_verify_takes_timm_names(run):
     import_timm()
     options = ("--sizes", "28x28", "--dtypes", "float32", "--batch", 1)
@@ -164,6 +166,7 @@ def test_verify_takes_the_packaged_model(run):
     assert "trained weights" in out.replace("\n", " ")
 
 
+@pytest.mark.exhaustive
 def test_results_go_to_a_file_while_errors_go_to_a_terminal(checkpoint, pictures, tmp_path):
     """With a terminal on standard error, where a progress bar is shown."""
     import os
@@ -215,18 +218,18 @@ def test_predict_skips_bad_images(run, checkpoint, pictures):
     assert "1 of 4 images could not be read" in err
 
 
-def test_predict_takes_names_that_are_no_text(checkpoint, pictures):
+@pytest.mark.parametrize("options", sparse([[], ["--json"]], lambda options: not options))
+def test_predict_takes_names_that_are_no_text(checkpoint, pictures, options):
     """As a process of its own: standard output is UTF-8, which such names are not."""
     good = next(iter(sorted(pictures.iterdir())))
     good.rename(good.with_name(os.fsdecode(b"not\xfftext.png")))
     (pictures / os.fsdecode(b"bad\xff.png")).write_bytes(b"not an image")
-    for options in ([], ["--json"]):
-        command = [sys.executable, "-m", "convmixer_fast", "predict", pictures, "-c", checkpoint]
-        done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
-        assert done.returncode == 1, done.stderr
-        assert "Traceback" not in done.stderr
-        assert "1 of 4 images could not be read" in done.stderr
-        assert "text.png" in done.stdout
+    command = [sys.executable, "-m", "convmixer_fast", "predict", pictures, "-c", checkpoint]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "1 of 4 images could not be read" in done.stderr
+    assert "text.png" in done.stdout
 
 
 def test_predict_with_own_labels_and_preprocessing(run, checkpoint, pictures, tmp_path):

@@ -126,6 +126,7 @@ except OSError as error:
         ("repository", "to_triton_server(sys.argv[2], sys.argv[1])"),
     ],
 )
+@pytest.mark.exhaustive
 def test_a_full_disk_is_an_os_error(exported, tmp_path, name, call):
     """Files that may not grow beyond 4 kB: nothing is left, and an old file stays."""
     path = tmp_path / name

@@ -132,6 +132,7 @@ def test_float32_outside_of_a_head_of_its_own(name, tmp_path):
     assert {output.type for output in outputs} == {"tensor(float)"}
 
 
+@pytest.mark.exhaustive
 def test_in_threads_and_under_autocast(tmp_path, capsys):
     models = [model_of() for _ in range(2)]
     with ThreadPoolExecutor(2) as pool:

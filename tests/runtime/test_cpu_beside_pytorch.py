@@ -57,6 +57,7 @@ def test_no_threads_besides_pytorchs(first):
     assert found["both"] == found["one"]
 
 
+@pytest.mark.exhaustive
 def test_threads_of_its_own_after_fork():
     """PyTorch's do not exist in the child, and would be waited for without end."""
     found = threads_of("""
@@ -76,6 +77,7 @@ def test_threads_of_its_own_after_fork():
     assert found["parent"] >= 3
 
 
+@pytest.mark.exhaustive
 def test_more_and_fewer_threads():
     found = threads_of("""
         for number in (2, 4, 3, 1, 4):

@@ -15,6 +15,7 @@ FLAGS += ["-Wno-psabi", "-static", "-pthread"]
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.exhaustive
 def test_aarch64(tmp_path):
     compiler = shutil.which("aarch64-linux-gnu-g++")
     emulator = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")

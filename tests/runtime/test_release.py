@@ -111,6 +111,7 @@ def test_where_it_is_not_for(model, make, why):
         make(model)
 
 
+@pytest.mark.exhaustive
 def test_memory_of_the_process():
     """The published 1024 x 20: the weights once, and little else."""
     code = """

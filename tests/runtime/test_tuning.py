@@ -259,6 +259,7 @@ def test_progress_is_shown(model, tmp_path, fixed_times, monkeypatch):
 @pytest.mark.parametrize(
     "dtype", sparse([torch.float16, torch.float32], lambda dtype: dtype == torch.float32, ids=str)
 )
+@pytest.mark.exhaustive
 def test_measured_for_real(model, tmp_path, dtype):
     fast = optimize(model, backend="triton", dtype=dtype)
     x = torch.randn(SHAPE).to(DEVICE, dtype)
