@@ -48,7 +48,7 @@ struct Float32 {
   static CONVMIXER_FAST_INLINE Sum add_product(Sum sum, Words y, Words weight) {
     return sum + y * weight;
   }
-  static CONVMIXER_FAST_INLINE Vector<kWidth> to_float(Sum sum, const float*, int) { return sum; }
+  static CONVMIXER_FAST_INLINE Vector<kWidth> to_float(Sum sum, const float*, int64_t) { return sum; }
 };
 
 #if defined(__AVX512BF16__)
@@ -68,7 +68,7 @@ struct Bfloat16 {
                                                   reinterpret_cast<__m512bh>(y),
                                                   reinterpret_cast<__m512bh>(weight)));
   }
-  static CONVMIXER_FAST_INLINE Vector<16> to_float(Sum sum, const float*, int) { return sum; }
+  static CONVMIXER_FAST_INLINE Vector<16> to_float(Sum sum, const float*, int64_t) { return sum; }
 };
 #endif
 
@@ -120,9 +120,10 @@ struct Int8 {
     return sum;
   }
 
-  // The scale of the channels of vector v.
-  static CONVMIXER_FAST_INLINE Vector<kWidth> to_float(Sum sum, const float* scale, int v) {
-    return __builtin_convertvector(sum, Vector<kWidth>) * cpu::load<kWidth>(scale + v * kWidth);
+  // Times the scales of the channels from `channel` on.
+  static CONVMIXER_FAST_INLINE Vector<kWidth> to_float(Sum sum, const float* scale,
+                                                       int64_t channel) {
+    return __builtin_convertvector(sum, Vector<kWidth>) * cpu::load<kWidth>(scale + channel);
   }
 };
 

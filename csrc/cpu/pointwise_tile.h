@@ -22,7 +22,8 @@ struct Product {
   int64_t y_block_stride;
   int64_t depth;       // of the piece
   const Word* weight;  // (depth, kPanel), from the first channel on
-  const float* sum_scale;
+  const float* sum_scale;  // of all channels; null where sums are not scaled
+  int64_t channel;         // the first one
   bool accumulate;
   float* sums;  // (..., kBlock), one row a pixel
   const Word* next;    // what will be read next: brought into the L2 cache meanwhile,
@@ -67,7 +68,8 @@ __attribute__((noinline)) void multiply(const Product& product) {
   for (int row = 0; row < kRows; ++row) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-      Vector<kWidth> value = Arithmetic::to_float(sum[row][v], product.sum_scale, v);
+      Vector<kWidth> value = Arithmetic::to_float(sum[row][v], product.sum_scale,
+                                                    product.channel + v * kWidth);
       if (product.accumulate) value += load<kWidth>(sums_at(row, v));
       store<kWidth>(sums_at(row, v), value);
     }
@@ -85,13 +87,14 @@ Multiply select_multiply(int64_t rows) {
 // sums (columns / kBlock, rows, kBlock) = y (rows) * weight (depth, kPanel), for its first columns.
 template <class Arithmetic, int kRows, int kVectors, int kWidth>
 void multiply_rows(const Word* y, int64_t y_block_stride, int64_t depth, const Word* weight,
-                   const float* sum_scale, int64_t rows, int64_t columns, float* sums,
-                   const Word* next, int64_t next_lines) {
+                   const float* sum_scale, int64_t channel, int64_t rows, int64_t columns,
+                   float* sums, const Word* next, int64_t next_lines) {
   const Multiply multiply = select_multiply<Arithmetic, kRows, kVectors, kWidth>(rows);
   for (int64_t column = 0; column < columns; column += kVectors * kWidth) {
     Product product{};
     product.sums = sums + column / kBlock * rows * kBlock + column % kBlock;
-    product.sum_scale = sum_scale + column;
+    product.sum_scale = sum_scale;
+    product.channel = channel + column;
     product.y_block_stride = y_block_stride;
     for (int64_t begin = 0; begin == 0 || begin < depth; begin += Arithmetic::kSumDepth) {
       product.y = y + begin / kBlock * y_block_stride;
@@ -129,7 +132,7 @@ void pointwise_tile(const PointwiseTile& tile) {
       const int64_t blocks = smaller(kPanel / kBlock, tile.blocks - first_block);
       multiply_rows<Arithmetic, kRows, kVectors, kWidth>(
           y + begin * kBlock, tile.y_block_stride, tile.depth,
-          weight + panel * tile.depth * kPanel, tile.sum_scale + panel * kPanel, end - begin,
+          weight + panel * tile.depth * kPanel, tile.sum_scale, panel * kPanel, end - begin,
           blocks * kBlock, sums,
           weight + (panel + 1) * tile.depth * kPanel + i * next_lines * depth_blocks * kLine,
           next_lines);

@@ -147,6 +147,21 @@ def activation_error(activation: str) -> float:
     return (out.double() - expected).abs().max().item()
 
 
+def check_threads(trunk: Callable[..., Tensor], x: Tensor) -> None:
+    """Compare features computed by several numbers of threads, and those of an image alone."""
+    before = torch.get_num_threads()
+    try:
+        outs = []
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            outs += [trunk(x, "features") for _ in range(3)]
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(out, outs[0]) for out in outs)
+    # Nor do they depend on the images beside it.
+    assert torch.equal(trunk(x[-1:], "features"), outs[0][-1:])
+
+
 def run_python(code: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],

@@ -15,6 +15,7 @@ from convmixer_fast.accuracy import relative_error
 from convmixer_fast.models.randomize import randomize
 from convmixer_fast.runtime import backends, cpu
 from convmixer_fast.runtime.cpu import CpuTrunk
+from tests.runtime.cpu_cases import check_threads
 from tests.runtime.test_cpu_trunk import ARCHITECTURES
 
 needs_bfloat16 = pytest.mark.skipif(
@@ -48,17 +49,7 @@ def test_as_accurate_as_pytorchs(name):
 @pytest.mark.parametrize("name", ["odd", "wide", "tiles"])
 def test_results_do_not_depend_on_threads(name):
     _, trunk, x = make(name)
-    before = torch.get_num_threads()
-    try:
-        outs = []
-        for threads in (1, 2, 3, 7):
-            torch.set_num_threads(threads)
-            outs += [trunk(x, "features") for _ in range(2)]
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(out, outs[0]) for out in outs)
-    # Nor on the images beside it.
-    assert torch.equal(trunk(x[-1:], "features"), outs[0][-1:])
+    check_threads(trunk, x)
 
 
 @needs_bfloat16

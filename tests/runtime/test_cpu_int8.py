@@ -20,6 +20,7 @@ from convmixer_fast.models.randomize import randomize
 from convmixer_fast.runtime.cpu import CpuTrunk
 from convmixer_fast.runtime.source import WEIGHT_LIMIT
 from convmixer_fast.spec import FoldedBlock, FoldedConvMixer, Quantization
+from tests.runtime.cpu_cases import check_threads
 from tests.runtime.test_cpu_trunk import ARCHITECTURES
 
 
@@ -137,17 +138,7 @@ def test_results_do_not_depend_on_threads(name, batch):
     folded = quantized(architecture, shape)
     trunk = CpuTrunk(folded.stem, folded.layers)
     x = torch.randn(batch, *shape[1:])
-    before = torch.get_num_threads()
-    try:
-        outs = []
-        for threads in (1, 2, 3, 7):
-            torch.set_num_threads(threads)
-            outs += [trunk(x, "features") for _ in range(2)]
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(out, outs[0]) for out in outs)
-    # Nor on the images beside it.
-    assert torch.equal(trunk(x[-1:], "features"), outs[0][-1:])
+    check_threads(trunk, x)
 
 
 def test_layers_of_either_kind():

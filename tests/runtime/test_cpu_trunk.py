@@ -19,7 +19,7 @@ from convmixer_fast.models.published import Architecture
 from convmixer_fast.models.randomize import randomize
 from convmixer_fast.runtime import cpu
 from convmixer_fast.runtime.cpu import CpuTrunk
-from tests.runtime.cpu_cases import run_python
+from tests.runtime.cpu_cases import check_threads, run_python
 from tests.sweeps import sparse
 
 ARCHITECTURES = {
@@ -97,17 +97,7 @@ def test_results_do_not_depend_on_threads(name, batch):
     architecture, shape = ARCHITECTURES[name]
     _, trunk = make(architecture)
     x = torch.randn(batch, *shape[1:])
-    before = torch.get_num_threads()
-    try:
-        outs = []
-        for threads in (1, 2, 3, 7):
-            torch.set_num_threads(threads)
-            outs += [trunk(x, "features") for _ in range(3)]
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(out, outs[0]) for out in outs)
-    # Nor on the images beside it.
-    assert torch.equal(trunk(x[-1:], "features"), outs[0][-1:])
+    check_threads(trunk, x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
