@@ -1,12 +1,10 @@
 """``to_onnx``: a ConvMixer as an ONNX file of standard operators, checked before it is kept."""
 
-import ast
 import contextlib
 import importlib.util
 import io
 import tempfile
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +25,7 @@ from convmixer_fast.export.files import external_weights, new_file, weights_besi
 from convmixer_fast.export.forms import choose_form
 from convmixer_fast.export.metadata import Description, describe
 from convmixer_fast.export.onnx_check import check_file, classes_of, measure_accuracy
+from convmixer_fast.export.onnx_graph import count_operators, lower, name_nodes
 from convmixer_fast.export.progress import status
 from convmixer_fast.export.trace import (
     DTYPES,
@@ -242,7 +241,7 @@ def to_onnx(
             form=name,
             opset=opset,
             bytes=sum(file.stat().st_size for file in Path(folder).iterdir()),
-            operators=_operators(made),
+            operators=count_operators(made),
             checks=checks,
             layers=layers,
             accuracy=accuracy,
@@ -331,12 +330,12 @@ def _write(
     assert program is not None
     traced: Any = program.model.graph.inputs[0].shape
     sizes.check_open(list(traced))
-    _name_nodes(program.model.graph)
+    name_nodes(program.model.graph)
     program.model.metadata_props.update(description.properties())
     program.model.doc_string = f"{description.model}, by convmixer_fast"
     program.save(path, external_data=external_data)
     if opset < _LEAST_TRACED:
-        _lower(path, opset, external_data)
+        lower(path, opset, external_data)
 
 
 def _output_names(found: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
@@ -351,47 +350,6 @@ def _output_names(found: Sequence[str], wanted: Sequence[str] | None) -> list[st
     if len(found) == 1:
         return [found[0] or "logits"]
     return [f"output_{name}" if name.isdecimal() else name for name in found]
-
-
-def _lower(path: Path, opset: int, external_data: bool) -> None:
-    """Write the file anew for an opset that PyTorch does not write."""
-    import onnx
-    from onnx import version_converter
-
-    model = version_converter.convert_version(onnx.load(path), opset)
-    for node in model.graph.node:  # the converter leaves what reductions have had since
-        for attribute in [a for a in node.attribute if a.name == "noop_with_empty_axes"]:
-            node.attribute.remove(attribute)
-    onnx.save(
-        model,
-        path,
-        save_as_external_data=external_data,
-        location=f"{path.name}.data" if external_data else None,
-    )
-
-
-def _name_nodes(graph: Any) -> None:
-    """Name each node by its module, as ``layers.3.depthwise/Conv``; drop what else is noted there.
-
-    The exporter's notes hold its stack, with the paths of this machine.
-    """
-    used: Counter[str] = Counter()
-    for node in graph:
-        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
-        scope = scopes[-2] if len(scopes) > 1 else ""
-        name = f"{scope}/{node.op_type}" if scope else node.op_type
-        used[name] += 1
-        node.name = name if used[name] == 1 else f"{name}_{used[name]}"
-        node.metadata_props.clear()
-        for value in node.outputs:
-            value.metadata_props.clear()
-
-
-def _operators(path: Path) -> dict[str, int]:
-    import onnx
-
-    graph = onnx.load(path, load_external_data=False).graph
-    return dict(Counter(node.op_type for node in graph.node).most_common())
 
 
 @contextlib.contextmanager
