@@ -290,7 +290,7 @@ _ALL = (
     ),
     Provider(
         "openvino-bf16", "OpenVINO on torch.onnx.export's graph, bfloat16 allowed",
-        lambda device, dtype: None
+        lambda device, dtype: _needs("onnx", "onnxscript", "openvino")
         if (device.type, dtype) == ("cpu", torch.bfloat16)
         else "bfloat16 on a CPU only",
         lambda subject, example: runtimes.openvino_bfloat16(subject), models_only=True,

@@ -23,9 +23,9 @@ from convmixer_fast import (
 )
 from convmixer_fast.accuracy import exact, relative_error
 from convmixer_fast.export import OnnxModule, to_onnx, to_torch_export
-from convmixer_fast.models.digits import digits_model, held_out_digits, training_digits
 from convmixer_fast.models.randomize import randomize
 from convmixer_fast.runtime import backends
+from tests.digits_case import calibrated_digits
 from tests.sweeps import sparse
 from tests.variants import EVERY
 
@@ -37,14 +37,7 @@ needs_extension = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def digits():
-    """The trained model, images to calibrate with, and held-out ones with their classes."""
-    model, prepare = digits_model()
-
-    def normalized(images):
-        return (images - prepare.mean[0]) / prepare.std[0]
-
-    held_out = held_out_digits()
-    return model, normalized(training_digits().images[:256]), held_out, normalized(held_out.images)
+    return calibrated_digits()
 
 
 @pytest.fixture(scope="module")

@@ -17,19 +17,13 @@ import onnxruntime
 
 from convmixer_fast.errors import MismatchError
 from convmixer_fast.export import calibration, to_onnx
-from convmixer_fast.models.digits import digits_model, held_out_digits, training_digits
+from tests.digits_case import calibrated_digits
 from tests.sweeps import sparse
 
 
 @pytest.fixture(scope="module")
 def digits():
-    model, prepare = digits_model()
-
-    def normalized(images):
-        return (images - prepare.mean[0]) / prepare.std[0]
-
-    held_out = held_out_digits()
-    return model, normalized(training_digits().images[:256]), held_out, normalized(held_out.images)
+    return calibrated_digits()
 
 
 def export(digits, path, **options):
