@@ -17,8 +17,8 @@ from convmixer_fast.benchmarks.runs import Run
 from convmixer_fast.benchmarks.standard import standard_cases
 from convmixer_fast.benchmarks.tables import case_tables, summary_table, wide_console
 from convmixer_fast.errors import ConvMixerFastError
-from convmixer_fast.option_groups import takes
-from convmixer_fast.optional import need
+from convmixer_fast.support.option_groups import takes
+from convmixer_fast.support.optional import need
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 Folder = Annotated[Path, typer.Argument(help="A folder of results, or one JSON file.")]

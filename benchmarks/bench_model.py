@@ -24,7 +24,7 @@ from convmixer_fast.benchmarks.runs import Run
 from convmixer_fast.benchmarks.subjects import Case
 from convmixer_fast.models.published import Architecture
 from convmixer_fast.models.randomize import randomize
-from convmixer_fast.option_groups import takes
+from convmixer_fast.support.option_groups import takes
 
 __all__ = ["BASE", "SWEEP", "growth"]
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from convmixer_fast.benchmarks.subjects import Case, Subject
 from convmixer_fast.benchmarks.work import Step, Work, counted_flops, model_steps
+from convmixer_fast.choices import BackendName
 from convmixer_fast.models.digits import digits_model
 from convmixer_fast.models.published import PUBLISHED, Architecture
 from convmixer_fast.models.randomize import randomize
@@ -106,7 +107,7 @@ def convmixer_case(
         model = make().to(device, dtype)
 
         @functools.cache
-        def fuse(backend: str, **options: Any) -> nn.Module:
+        def fuse(backend: BackendName, **options: Any) -> nn.Module:
             with torch.inference_mode(False):
                 return optimize(model, backend=backend, **options)
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from convmixer_fast.benchmarks.subjects import Case, Subject
 from convmixer_fast.benchmarks.work import Work, block_step
+from convmixer_fast.choices import BackendName
 from convmixer_fast.folding import fold
 from convmixer_fast.models.convmixer import ConvMixer
 from convmixer_fast.models.published import Architecture
@@ -25,7 +26,7 @@ _PARTS: dict[
     tuple[
         Callable[[ConvMixer], nn.Module],
         Callable[[FoldedConvMixer], FoldedBlock],
-        Callable[[FoldedBlock, str], nn.Module],
+        Callable[[FoldedBlock, BackendName], nn.Module],
     ],
 ] = {
     "depthwise_block": (

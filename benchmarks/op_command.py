@@ -8,7 +8,7 @@ import typer
 from convmixer_fast.benchmarks.options import Batches, Kept, Measured, batch_sizes
 from convmixer_fast.benchmarks.runs import Run
 from convmixer_fast.benchmarks.subjects import Case
-from convmixer_fast.option_groups import takes
+from convmixer_fast.support.option_groups import takes
 
 __all__ = ["op_command"]
 

@@ -2,14 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import typer
 
-__all__ = ["DTYPES", "Batches", "Kept", "Measured", "batch_sizes"]
+from convmixer_fast.choices import DTYPES, Device, FloatPrecision, listed
+from convmixer_fast.support.option_groups import completed
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+__all__ = ["Batches", "Kept", "Measured", "batch_sizes"]
+
+_AUTO_OR = Literal["auto", FloatPrecision]
 
 Batches = Annotated[
     str, typer.Option("--batches", "--batch", help="Comma-separated numbers of images.")
@@ -26,6 +29,7 @@ class Measured:
             "--dtypes",
             "--dtype",
             help="Comma-separated: float32, float16, bfloat16; auto: float16 on a GPU.",
+            autocompletion=completed(_AUTO_OR),
         ),
     ] = "auto"
     providers: Annotated[
@@ -34,7 +38,7 @@ class Measured:
             help="Comma-separated, or all; by default all that do not take minutes to build."
         ),
     ] = None
-    device: Annotated[str, typer.Option(help="cuda, cpu, or auto: a GPU if there is one.")] = "auto"
+    device: Annotated[Device, typer.Option(help="auto: a GPU if there is one.")] = "auto"
     seconds: Annotated[
         float, typer.Option(min=0.0, help="Of timing for each case, all providers together.")
     ] = 20.0
@@ -51,13 +55,9 @@ class Measured:
         Raises:
             ValueError: a name is unknown.
         """
-        if self.dtypes == "auto":
-            return [torch.float16 if self.where.type == "cuda" else torch.float32]
-        names = self.dtypes.split(",")
-        for name in names:
-            if name not in DTYPES:
-                raise ValueError(f"dtypes must be of {', '.join(DTYPES)}, got {name!r}")
-        return [DTYPES[name] for name in names]
+        automatic = "float16" if self.where.type == "cuda" else "float32"
+        names = listed("dtypes", self.dtypes, _AUTO_OR)
+        return [DTYPES[automatic if name == "auto" else name] for name in names]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Pictures of results: a roofline, throughput by provider, and how cost grows; light and dark."""
 
 import io
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 from convmixer_fast.benchmarks.results import ResultFile, Row, by_case
 from convmixer_fast.benchmarks.tables import number
-from convmixer_fast.optional import need
+from convmixer_fast.support.optional import need
 
 __all__ = ["PICTURES", "THEMES", "draw", "save_pictures"]
 
@@ -71,7 +72,9 @@ def save_pictures(results: ResultFile, folder: Path) -> list[Path]:
     return written
 
 
-def draw(results: ResultFile, picture: str, theme: str, suffix: str) -> bytes | None:
+def draw(
+    results: ResultFile, picture: str, theme: str, suffix: str, *, narrow: bool = False
+) -> bytes | None:
     """Return one of :data:`PICTURES` as a file's content; None where there is nothing to show.
 
     Args:
@@ -79,6 +82,7 @@ def draw(results: ResultFile, picture: str, theme: str, suffix: str) -> bytes | 
         picture: a name of :data:`PICTURES`.
         theme: a name of :data:`THEMES`.
         suffix: ``"png"`` or ``"svg"``.
+        narrow: whether for a phone: one chart beside none, the legend under it.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -103,10 +107,11 @@ def draw(results: ResultFile, picture: str, theme: str, suffix: str) -> bytes | 
         "ytick.color": colors.text,
     }
     with need("matplotlib", "drawing pictures", "bench").rc_context(style):
-        figure = PICTURES[picture](results, colors)
+        figure = PICTURES[picture](results, colors, narrow)
         if figure is None:
             return None
-        note = f"{results.environment.device}, {_conditions(results)}"
+        between = "\n" if narrow else ", "
+        note = f"{results.environment.device}{between}{_conditions(results)}"
         figure.supxlabel(note, fontsize=8, color=colors.text)
         content = io.BytesIO()
         figure.savefig(
@@ -128,7 +133,7 @@ def _figure(width: float, height: float) -> Any:
     )
 
 
-def _throughput(results: ResultFile, theme: Theme) -> Any:
+def _throughput(results: ResultFile, theme: Theme, narrow: bool) -> Any:
     """Draw bars of images/s, a panel for each model and batch; longer is better."""
     panels = [
         (first, [row for row in providers.values() if row.p50_s])
@@ -138,7 +143,7 @@ def _throughput(results: ResultFile, theme: Theme) -> Any:
     panels = [(first, rows) for first, rows in panels if any(row.ours for row in rows)]
     if not panels:
         return None
-    columns = min(3, len(panels))
+    columns = 1 if narrow else min(3, len(panels))
     lines = -(-len(panels) // columns)
     most = max(len(rows) for _, rows in panels)
     figure = _figure(4.4 * columns, (0.7 + 0.27 * most) * lines + 0.4)
@@ -154,9 +159,8 @@ def _throughput(results: ResultFile, theme: Theme) -> Any:
             label.set_fontweight("bold" if row.ours else "normal")
             label.set_fontsize(8.5)
         several = len({one.dtype for one, _ in panels}) > 1
-        axis.set_title(
-            f"{first.case}, {first.dtype}" if several else first.case, fontsize=9.5, loc="left"
-        )
+        title = f"{first.case}, {first.dtype}" if several else first.case
+        axis.set_title(textwrap.fill(title, 36 if narrow else 99), fontsize=9.5, loc="left")
         axis.margins(x=0.2)
         axis.set_xticks([])
         axis.spines["bottom"].set_visible(False)
@@ -165,14 +169,14 @@ def _throughput(results: ResultFile, theme: Theme) -> Any:
     return figure
 
 
-def _roofline(results: ResultFile, theme: Theme) -> Any:
+def _roofline(results: ResultFile, theme: Theme, narrow: bool) -> Any:
     """Draw rate over arithmetic intensity, under what the machine can do."""
     rows = [
         row for row in results.rows if row.p50_s and row.bench in _MARKERS and _single_step(row)
     ]
     if not rows:
         return None
-    figure = _figure(8.8, 5.4)
+    figure = _figure(4.4, 5.4) if narrow else _figure(8.8, 5.4)
     axis = figure.subplots()
     ceilings = results.ceilings
     intensities = [row.flops / row.bytes for row in rows]
@@ -210,10 +214,17 @@ def _roofline(results: ResultFile, theme: Theme) -> Any:
         xscale="log", yscale="log", xlim=(left, right),
         xlabel="operations per byte that must be moved", ylabel="GFLOP/s",
     )  # fmt: skip
-    axis.set_title("how near each op comes to the machine's limits", loc="left", pad=12)
+    title = "how near each op comes to the machine's limits"
+    axis.set_title(title, loc="left", pad=12, fontsize=10 if narrow else 12)
     axis.grid(True, which="major", linewidth=0.5)
-    figure.legend(fontsize=8.5, loc="outside right center")
+    _legend(figure, axis, narrow)
     return figure
+
+
+def _legend(figure: Any, axis: Any, narrow: bool) -> None:
+    handles, names = axis.get_legend_handles_labels()
+    place = "outside lower center" if narrow else "outside right center"
+    figure.legend(handles, names, fontsize=8.5, loc=place, ncols=2 if narrow else 1)
 
 
 def _single_step(row: Row) -> bool:
@@ -235,15 +246,21 @@ _AXES = {
 }
 
 
-def _growth(results: ResultFile, theme: Theme) -> Any:
+def _growth(results: ResultFile, theme: Theme, narrow: bool) -> Any:
     """Draw time over batch, resolution, width and depth; lower is better."""
     rows = [row for row in results.rows if row.p50_s and row.labels.get("sweep") == "growth"]
     panels = {axis: lines for axis in _AXES if (lines := _along(rows, axis))}
     if not panels:
         return None
-    figure = _figure(3.1 * len(panels) + 1.6, 3.5)
-    figure.suptitle("milliseconds an image of a small ConvMixer, lower is better", fontsize=11)
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    if narrow:
+        figure = _figure(4.4, 2.8 * len(panels) + 0.9)
+        title = "milliseconds an image of a small ConvMixer,\nlower is better"
+        axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    else:
+        figure = _figure(3.1 * len(panels) + 1.6, 3.5)
+        title = "milliseconds an image of a small ConvMixer, lower is better"
+        axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    figure.suptitle(title, fontsize=11)
     for axes_of_one, (axis, lines) in zip(axes, panels.items(), strict=True):
         for provider, points in lines.items():
             x, y = zip(*sorted(points), strict=True)
@@ -262,7 +279,7 @@ def _growth(results: ResultFile, theme: Theme) -> Any:
         axes_of_one.yaxis.set_major_formatter("{x:g}")
         axes_of_one.yaxis.set_minor_formatter("")
         axes_of_one.grid(True, linewidth=0.5)
-    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8.5, loc="outside right center")
+    _legend(figure, axes[0], narrow)
     return figure
 
 
@@ -277,7 +294,7 @@ def _along(rows: Sequence[Row], axis: str) -> dict[str, list[tuple[float, float]
     return {name: points for name, points in lines.items() if len(points) > 1}
 
 
-PICTURES: Mapping[str, Callable[[ResultFile, Theme], Any]] = {
+PICTURES: Mapping[str, Callable[[ResultFile, Theme, bool], Any]] = {
     "throughput": _throughput,
     "roofline": _roofline,
     "growth": _growth,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from convmixer_fast.benchmarks import runtimes
 from convmixer_fast.benchmarks.subjects import Case, Subject
+from convmixer_fast.choices import BackendName, Plugins
 from convmixer_fast.export.forms import FORMS
 from convmixer_fast.runtime import backends
 
@@ -118,7 +119,7 @@ def _torchscript(subject: Subject, example: Tensor) -> Call:
     return frozen
 
 
-def _tensorrt(name: str, about: str, plugins: str | None) -> Provider:
+def _tensorrt(name: str, about: str, plugins: Plugins | None) -> Provider:
     def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
         return _cuda(device, dtype) or _needs("onnx", "onnxscript", "tensorrt")
 
@@ -140,7 +141,7 @@ def _exported(form: str | None) -> Provider:
     return Provider(name, about, why_not, build, slow=True, models_only=True)
 
 
-def _ours(backend: str) -> Provider:
+def _ours(backend: BackendName) -> Provider:
     def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
         return backends.why_not(backend, device, dtype)
 
@@ -174,7 +175,7 @@ def _ours_on_gpu(
     return Provider(f"ours-triton-{name}", about, why_not, build, models_only=True, **kind)
 
 
-def _fused(subject: Subject, backend: str = "triton", **options: Any) -> nn.Module:
+def _fused(subject: Subject, backend: BackendName = "triton", **options: Any) -> nn.Module:
     if subject.fuse is None:
         raise LookupError("this package has no form of it")
     return subject.fuse(backend, **options)

@@ -1,9 +1,10 @@
 """Results as one HTML page that needs nothing else: pictures, tables, conditions."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from convmixer_fast.benchmarks.plots import PICTURES, THEMES, draw
 from convmixer_fast.benchmarks.results import ResultFile, Row, by_case
@@ -18,13 +19,17 @@ _STYLE = """
   .light { display: none; }
 }
 @media (prefers-color-scheme: light) { .dark { display: none; } }
+@media (max-width: 700px) { .wide { display: none; } }
+@media (min-width: 701px) { .narrow { display: none; } }
 body { background: var(--bg); color: var(--text); font: 15px/1.5 system-ui, sans-serif;
   max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
 svg { max-width: 100%; height: auto; }
 table { border-collapse: collapse; margin: 0.5rem 0 1.5rem; font-variant-numeric: tabular-nums;
   display: block; overflow-x: auto; }
-th, td { text-align: right; padding: 0.2rem 0.7rem; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; }
+th, td { text-align: right; padding: 0.2rem 0.7rem 0.2rem 0; vertical-align: top;
+  white-space: nowrap; border-bottom: 1px solid var(--line); }
+th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 8.5rem; }
+.fact td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 .ours td { color: var(--ours); font-weight: 600; }
 .bad td { font-style: italic; }
 code { overflow-wrap: anywhere; }
@@ -70,10 +75,12 @@ def write_report(results: ResultFile, path: Path, title: str = "convmixer_fast b
 def _pictures(results: ResultFile) -> Iterator[str]:
     for name in PICTURES:
         for theme in THEMES:
-            content = draw(results, name, theme, "svg")
-            if content is not None:
-                svg = content.decode().partition("<svg")[2]
-                yield f'<div class="{theme}">{_own_ids("<svg" + svg, theme + name)}</div>'
+            for width in ("wide", "narrow"):
+                content = draw(results, name, theme, "svg", narrow=width == "narrow")
+                if content is not None:
+                    svg = "<svg" + content.decode().partition("<svg")[2]
+                    own = _own_ids(svg, theme + width + name)
+                    yield f'<div class="{theme} {width}">{own}</div>'
 
 
 def _own_ids(svg: str, prefix: str) -> str:
@@ -97,15 +104,15 @@ def _summary(results: ResultFile) -> str:
         peer, ours = best(providers, ours=False), best(providers, ours=True)
         ratio = speedup(providers)
         if peer and ours and ratio and peer.p50_s and ours.p50_s:
+            kind = "" if first.bench == "model" else f"{first.bench}: "
             cells = [
-                f"{first.bench}: {first.case}" if first.bench != "model" else first.case,
-                first.dtype,
-                f"{peer.provider}, {duration(peer.p50_s)}",
-                f"{ours.provider}, {duration(ours.p50_s)}",
+                f"{kind}{first.case}, {first.dtype}",
                 f"{ratio:.2f}",
+                f"{ours.provider}, {duration(ours.p50_s)}",
+                f"{peer.provider}, {duration(peer.p50_s)}",
             ]
             rows.append(("", cells))
-    return _table(["case", "dtype", "best peer", "ours", "times as fast"], rows)
+    return _table(["case", "times as fast", "ours", "best peer"], rows)
 
 
 def _cases(results: ResultFile) -> Iterator[str]:
@@ -142,7 +149,16 @@ def _conditions(results: ResultFile) -> str:
             f"matrix product, {dtype}": f"{rate / 1e12:.4g} TFLOP/s"
             for dtype, rate in ceilings.flop_per_s.items()
         },
-        **{name: str(value) for name, value in results.environment.to_json().items()},
+        **dict(_named(results.environment.to_json())),
         **{f"not here: {name}": why for name, why in results.absent.items()},
     }
-    return _table(["", ""], [("", [name, value]) for name, value in facts.items()])
+    return _table(["", ""], [("fact", [name, value]) for name, value in facts.items()])
+
+
+def _named(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """Yield names and values of plain data, those of a dictionary one by one."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _named(value, f"{name}: ")
+        elif value != "":
+            yield before + name, ("no", "yes")[value] if isinstance(value, bool) else str(value)

@@ -7,7 +7,7 @@ from typing import Self
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
 from convmixer_fast.benchmarks import tables
 from convmixer_fast.benchmarks.ceilings import measure_ceilings
@@ -17,6 +17,7 @@ from convmixer_fast.benchmarks.options import Kept, Measured
 from convmixer_fast.benchmarks.providers import choose
 from convmixer_fast.benchmarks.results import ResultFile
 from convmixer_fast.benchmarks.subjects import Case
+from convmixer_fast.support.progress import bars
 
 __all__ = ["Run"]
 
@@ -72,7 +73,7 @@ class Run:
         results.absent = absent
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
         errors = Console(stderr=True)
-        with Progress(*columns, TimeElapsedColumn(), console=errors, transient=True) as progress:
+        with bars(errors, *columns, TimeElapsedColumn()) as progress:
             run_cases(cases, chosen, self.device, results, self.settings, progress)
         results.write()
         self.show(results, console, quiet=quiet)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from convmixer_fast.benchmarks.subjects import Subject
+from convmixer_fast.choices import Plugins, float_precision
 
 __all__ = [
     "onnxruntime_cpu",
@@ -75,7 +76,7 @@ def onnxruntime_tensorrt(subject: Subject, example: Tensor) -> Call:
     return _on_device(subject, example, "TensorrtExecutionProvider", fp16)
 
 
-def tensorrt_engine(subject: Subject, example: Tensor, *, plugins: str | None = None) -> Call:
+def tensorrt_engine(subject: Subject, example: Tensor, *, plugins: Plugins | None = None) -> Call:
     """Return a TensorRT engine for the example's shape, by TensorRT's own Python API.
 
     Args:
@@ -87,12 +88,11 @@ def tensorrt_engine(subject: Subject, example: Tensor, *, plugins: str | None = 
 
     batch, *_, height, width = example.shape
     path = subject.files() / f"{plugins}.engine"
-    precision = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
     to_tensorrt(
         subject.onnx if plugins is None else subject.module,
         path,
         image_size=(height, width),
-        precision=None if plugins is None else precision[example.dtype],
+        precision=None if plugins is None else float_precision(example.dtype),
         min_batch=batch,
         max_batch=batch,
         plugins=plugins or "none",

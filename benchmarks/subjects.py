@@ -1,11 +1,9 @@
 """What is measured: a module as a user has it, its input, and how this package runs the same."""
 
-import contextlib
 import copy
-import io
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -114,7 +112,8 @@ class Subject:
     def _pytorchs_onnx(self, name: str, dtype: torch.dtype) -> Path:
         path = self.files() / name
         module, x = copy.deepcopy(self.module).to(dtype), self.input(0).to(dtype)
-        with _quiet(), torch.inference_mode(False), torch.no_grad():
+        with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+            warnings.simplefilter("ignore")  # PyTorch's, of its own insides
             # Not an inference tensor, which the exporter cannot trace.
             program = torch.onnx.export(module, (x.clone(),), dynamo=True, verbose=False)
             assert program is not None
@@ -171,11 +170,3 @@ class Subject:
         """Delete the files made."""
         if self._folder is not None:
             self._folder.cleanup()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    # The exporter reports its steps on standard output, and warns of PyTorch's own insides.
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -1,8 +1,8 @@
 """The activations that the fused ops know: one row each, for everything that runs or writes them.
 
-A new one is a row here, its formula in ``kernels/activations.py`` and ``csrc/cpu/activations.h``
-(whose number stands in ``csrc/cpu/kernels.h``), and nothing else: ``tests/test_activations.py``
-names what is missing.
+A new one is a row here, its name in ``choices.py``, its formula in ``kernels/activations.py`` and
+``csrc/cpu/activations.h`` (whose number stands in ``csrc/cpu/kernels.h``), and nothing else:
+``tests/test_activations.py`` names what is missing.
 """
 
 from collections.abc import Callable, Mapping

@@ -13,11 +13,15 @@ contiguous (N, C, H, W) whatever the memory format of ``x``. Under autocast,
 ``x`` and ``weight`` are cast to the autocast dtype, as by ``F.conv2d``.
 """
 
+from collections.abc import Callable
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from convmixer_fast.activations import ACTIVATIONS
+from convmixer_fast.choices import ActivationName, BackendName
 from convmixer_fast.errors import InferenceOnlyError
 from convmixer_fast.runtime import backends
 from convmixer_fast.spec import DTYPES
@@ -39,9 +43,9 @@ def depthwise_block(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     *,
-    activation: str = "gelu",
+    activation: ActivationName = "gelu",
     residual: bool = True,
-    backend: str = "auto",
+    backend: BackendName = "auto",
 ) -> Tensor:
     """``act(depthwise_conv(x, weight) + bias) * scale + shift + x``, zero-padded to the same size.
 
@@ -99,8 +103,8 @@ def pointwise_block(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     *,
-    activation: str = "gelu",
-    backend: str = "auto",
+    activation: ActivationName = "gelu",
+    backend: BackendName = "auto",
 ) -> Tensor:
     """``act(pointwise_conv(x, weight) + bias) * scale + shift``.
 
@@ -149,8 +153,8 @@ def patch_embed(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     *,
-    activation: str = "gelu",
-    backend: str = "auto",
+    activation: ActivationName = "gelu",
+    backend: BackendName = "auto",
 ) -> Tensor:
     """``act(patch_conv(x, weight) + bias) * scale + shift``, the stride being the patch's size.
 
@@ -199,6 +203,12 @@ def patch_embed(
     return out
 
 
+def _launcher(op: str, x: Tensor, backend: str) -> Callable[..., Tensor]:
+    # A custom op's words are any text, for PyTorch; resolve() refuses others.
+    chosen = backends.resolve(cast(BackendName, backend), x.device, x.dtype)
+    return backends.launcher(op, chosen)
+
+
 @torch.library.custom_op("convmixer_fast::depthwise_block", mutates_args=())
 def _depthwise_block(
     x: Tensor,
@@ -210,7 +220,7 @@ def _depthwise_block(
     residual: bool,
     backend: str,
 ) -> Tensor:
-    run = backends.launcher("depthwise_block", backends.resolve(backend, x.device, x.dtype))
+    run = _launcher("depthwise_block", x, backend)
     return run(x, weight, bias, scale, shift, activation, residual)
 
 
@@ -238,7 +248,7 @@ def _pointwise_block(
     activation: str,
     backend: str,
 ) -> Tensor:
-    run = backends.launcher("pointwise_block", backends.resolve(backend, x.device, x.dtype))
+    run = _launcher("pointwise_block", x, backend)
     return run(x, weight, bias, scale, shift, activation)
 
 
@@ -252,7 +262,7 @@ def _patch_embed(
     activation: str,
     backend: str,
 ) -> Tensor:
-    run = backends.launcher("patch_embed", backends.resolve(backend, x.device, x.dtype))
+    run = _launcher("patch_embed", x, backend)
     return run(x, weight, bias, scale, shift, activation)
 
 

@@ -7,6 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from convmixer_fast.choices import (
+    BackendName,
+    CalibrationMethod,
+    CudaGraphs,
+    InTraining,
+    check_choice,
+)
 from convmixer_fast.errors import UnsupportedModelError
 from convmixer_fast.folding import fold
 from convmixer_fast.recognition.recognize import recognize
@@ -23,17 +30,17 @@ __all__ = ["optimize"]
 def optimize(
     model: nn.Module,
     *,
-    backend: str = "auto",
+    backend: BackendName = "auto",
     dtype: torch.dtype | None = None,
     example_input: Tensor | None = None,
-    cuda_graphs: str | bool = "auto",
+    cuda_graphs: CudaGraphs = "auto",
     static_output: bool = False,
     chunk: int | None = None,
-    in_training: str = "raise",
+    in_training: InTraining = "raise",
     release: bool = False,
     precision: Literal["int8"] | None = None,
     calibration: Tensor | None = None,
-    calibration_method: Literal["minmax", "percentile", "entropy"] = "minmax",
+    calibration_method: CalibrationMethod = "minmax",
     validation: tuple[Tensor, Tensor] | None = None,
     progress: bool = True,
 ) -> FusedConvMixer:
@@ -92,8 +99,8 @@ def optimize(
         raise ValueError(f"cuda_graphs must be 'auto', True or False, got {cuda_graphs!r}")
     if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
         raise ValueError(f"chunk must be None or a number of images, at least 1, got {chunk!r}")
-    if in_training not in ("raise", "stay"):
-        raise ValueError(f"in_training must be 'raise' or 'stay', got {in_training!r}")
+    check_choice("in_training", in_training, InTraining)
+    check_choice("calibration_method", calibration_method, CalibrationMethod)
     if precision not in (None, "int8"):
         raise ValueError(f"precision must be 'int8' or None, got {precision!r}; see dtype")
     if (precision is None) != (calibration is None):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from convmixer_fast.accuracy import LIMITS, exact, ieee_float32, relative_error
+from convmixer_fast.choices import BackendName
 from convmixer_fast.optimize import optimize
 
 __all__ = ["LIMITS", "Comparison", "passed", "relative_error", "verify"]
@@ -51,7 +52,7 @@ def verify(
     model: nn.Module,
     shapes: Sequence[tuple[int, int, int, int]],
     dtypes: Sequence[torch.dtype] = (torch.float32, torch.float16, torch.bfloat16),
-    backend: str = "auto",
+    backend: BackendName = "auto",
     seed: int = 0,
 ) -> Iterator[Comparison]:
     """Compare ``model`` with its optimized form on random images, one result at a time.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from convmixer_fast.accuracy import exact, relative_error
 from convmixer_fast.errors import MismatchError, UnsupportedModelError
-from convmixer_fast.export.trace import Sizes
+from convmixer_fast.export.preparation import Sizes
 from convmixer_fast.models.images import crop, to_input
 from convmixer_fast.models.outputs import named_tensors
 from convmixer_fast.models.preprocessing import Preprocessing
@@ -27,7 +27,7 @@ __all__ = [
 ]
 __all__ += ["random_images"]
 
-LIMITS = {"fp32": 1e-5, "fp16": 2e-2, "bf16": 1e-1, "int8": 0.5}
+LIMITS = {"float32": 1e-5, "float16": 2e-2, "bfloat16": 1e-1, "int8": 0.5}
 """Largest error of an export, relative to the largest output. That of int8 only keeps out what is
 not the model any more: how much one loses depends on it, and stands in the report."""
 

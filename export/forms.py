@@ -5,6 +5,8 @@ Every form computes ``act(conv(x) + bias) * scale + shift``. Runtimes fuse some 
 
 from typing import NamedTuple
 
+from convmixer_fast.choices import OnnxTarget, check_choice
+
 __all__ = ["FORMS", "TARGETS", "Form", "choose_form"]
 
 
@@ -52,8 +54,7 @@ def choose_form(target: str, form: str | None) -> tuple[str, Form]:
     Raises:
         ValueError: there is no target, or no form, of that name.
     """
-    if target not in TARGETS:
-        raise ValueError(f"target must be {' or '.join(map(repr, TARGETS))}, got {target!r}")
+    check_choice("target", target, OnnxTarget)
     name = TARGETS[target] if form is None else form
     if name not in FORMS:
         raise ValueError(f"form must be one of {', '.join(map(repr, FORMS))}, got {form!r}")

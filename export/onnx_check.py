@@ -40,7 +40,7 @@ def check_file(
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise MismatchError(f"the exported file is not valid ONNX: {error}") from error
-    run = _runner(path, widened=precision == "bf16")
+    run = _runner(path, widened=precision == "bfloat16")
     return check_outputs(run, model, example, images, precision)
 
 

@@ -1,11 +1,9 @@
 """``to_onnx``: a ConvMixer as an ONNX file of standard operators, checked before it is kept."""
 
-import contextlib
 import importlib.util
-import io
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convmixer_fast.choices import DTYPES, CalibrationMethod, OnnxTarget, Precision, check_choice
 from convmixer_fast.errors import MissingDependencyError
 from convmixer_fast.export.checks import (
     ExportReport,
@@ -26,9 +25,7 @@ from convmixer_fast.export.forms import choose_form
 from convmixer_fast.export.metadata import Description, describe
 from convmixer_fast.export.onnx_check import check_file, classes_of, measure_accuracy
 from convmixer_fast.export.onnx_graph import count_operators, lower, name_nodes
-from convmixer_fast.export.progress import status
-from convmixer_fast.export.trace import (
-    DTYPES,
+from convmixer_fast.export.preparation import (
     Sizes,
     in_8_bits,
     output_shapes,
@@ -36,6 +33,7 @@ from convmixer_fast.export.trace import (
     tracing,
 )
 from convmixer_fast.models.preprocessing import Preprocessing
+from convmixer_fast.support.progress import status
 
 __all__ = ["OnnxReport", "to_onnx"]
 
@@ -78,16 +76,16 @@ def to_onnx(
     path: str | Path,
     *,
     image_size: int | tuple[int, int] = 224,
-    precision: str = "fp32",
+    precision: Precision = "float32",
     dynamic_batch: bool = True,
     dynamic_size: bool = False,
     opset: int | None = None,
-    target: str = "onnxruntime",
+    target: OnnxTarget = "onnxruntime",
     form: str | None = None,
     float32_io: bool = False,
     external_data: bool | None = None,
     calibration: Tensor | None = None,
-    calibration_method: str = "minmax",
+    calibration_method: CalibrationMethod = "minmax",
     quantize_depthwise: bool = False,
     images: Tensor | None = None,
     preprocessing: Preprocessing | None = None,
@@ -110,12 +108,13 @@ def to_onnx(
             what that returned with ``precision="int8"``, whose numbers the file then has.
         path: of the file. Weights of 1.5 GB and more go to ``<path>.data`` beside it.
         image_size: pixels: a square, or height and width.
-        precision: ``"fp32"``; ``"fp16"`` or ``"bf16"``: convolutions and activations, while scales,
-            residual sums, pooling and classifier stay in float32; ``"int8"``: stem and pointwise
-            convolutions between QuantizeLinear and DequantizeLinear, float32 otherwise.
+        precision: ``"float32"``; ``"float16"`` or ``"bfloat16"``: convolutions and activations,
+            while scales, residual sums, pooling and classifier stay in float32; ``"int8"``: stem
+            and pointwise convolutions between QuantizeLinear and DequantizeLinear, float32
+            otherwise.
         dynamic_batch: whether the batch is open.
         dynamic_size: whether height and width are.
-        opset: of ONNX, from 17; None is 20, for bf16 22.
+        opset: of ONNX, from 17; None is 20, for bfloat16 22.
         target: the runtime whose form is taken: ``"onnxruntime"`` or ``"tensorrt"``.
         form: a name of :data:`forms.FORMS` instead.
         float32_io: whether 16-bit files take and return float32.
@@ -146,8 +145,8 @@ def to_onnx(
     """
     _need("onnx", "onnxscript", "onnxruntime")
     name, chosen = choose_form(target, form)
-    if precision not in (*DTYPES, "int8"):
-        raise ValueError(f"precision must be fp32, fp16, bf16 or int8, got {precision!r}")
+    check_choice("precision", precision, Precision)
+    check_choice("calibration_method", calibration_method, CalibrationMethod)
     known = in_8_bits(model)
     if known is not None:
         if precision != "int8" or calibration is not None or target != "onnxruntime":
@@ -212,7 +211,7 @@ def to_onnx(
             checks = check_file(made, model, example, checked | real, precision)
         else:
             # Before it is quantised: noise is outside of what it is calibrated for.
-            check_file(made, model, example, checked, "fp32")
+            check_file(made, model, example, checked, "float32")
             before = classes_of(made, calibration)
             from convmixer_fast.export.onnx_quantize import quantize
 
@@ -277,7 +276,7 @@ def _need(*modules: str) -> None:
 
 
 def _opset(opset: int | None, precision: str) -> int:
-    least = _BF16_OPSET if precision == "bf16" else _LEAST
+    least = _BF16_OPSET if precision == "bfloat16" else _LEAST
     if opset is None:
         return max(least, _OPSET)
     if (
@@ -316,7 +315,8 @@ def _write(
     if input_name in output_names:
         raise ValueError(f"input_name {input_name!r} is one of output_names too")
     stem: Any = module.stem
-    with tracing(), _quiet(), torch.inference_mode(False), torch.no_grad():
+    with tracing(), warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+        warnings.simplefilter("ignore")  # PyTorch's, of its own insides
         program = torch.onnx.export(
             module,
             (example,),
@@ -350,11 +350,3 @@ def _output_names(found: Sequence[str], wanted: Sequence[str] | None) -> list[st
     if len(found) == 1:
         return [found[0] or "logits"]
     return [f"output_{name}" if name.isdecimal() else name for name in found]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    # The exporter reports its steps on standard output, and warns of PyTorch's own insides.
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

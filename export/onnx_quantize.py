@@ -1,9 +1,9 @@
 """Int8: explicit QuantizeLinear and DequantizeLinear, placed by ONNX Runtime's quantiser."""
 
 import contextlib
-import io
 import logging
 import math
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,14 +14,22 @@ from onnxruntime import quantization
 from onnxruntime.quantization import qdq_loss_debug
 from torch import Tensor
 
+from convmixer_fast.choices import CalibrationMethod, OnnxTarget
 from convmixer_fast.export.calibration import Batches, batch_within
 from convmixer_fast.spec import FoldedBlock
+from convmixer_fast.support.quiet import logging_by, printing_nothing
 
-__all__ = ["METHODS", "LayerError", "quantize", "write_numbers"]
+__all__ = ["LayerError", "quantize", "write_numbers"]
 
-METHODS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
-"""Of calibration: ONNX Runtime's names."""
+_METHODS: dict[CalibrationMethod, str] = {
+    "minmax": "MinMax",
+    "percentile": "Percentile",
+    "entropy": "Entropy",
+}
+"""ONNX Runtime's names."""
 _PERCENTILE = 99.99
+_LOGGER = logging.getLogger("convmixer_fast.export.onnxruntime")
+_LOGGER.setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
@@ -42,8 +50,8 @@ class LayerError:
 def quantize(
     path: Path,
     calibration: Tensor,
-    method: str,
-    target: str,
+    method: CalibrationMethod,
+    target: OnnxTarget,
     *,
     depthwise: bool,
     external_data: bool,
@@ -58,7 +66,7 @@ def quantize(
     Args:
         path: of the file.
         calibration: images (N, C, H, W).
-        method: a name of :data:`METHODS`.
+        method: how the range of what occurs is chosen.
         target: ``"onnxruntime"`` or ``"tensorrt"``.
         depthwise: whether the depthwise convolutions are quantised too.
         external_data: whether weights are to be a file of their own.
@@ -71,12 +79,8 @@ def quantize(
         The error of each quantised convolution, by the name of its node, on the calibration images.
 
     Raises:
-        ValueError: ``method`` is unknown, or there are fewer images than a fixed batch has.
+        ValueError: there are fewer images than a fixed batch has.
     """
-    if method not in METHODS:
-        raise ValueError(
-            f"calibration_method must be one of {', '.join(map(repr, METHODS))}, got {method!r}"
-        )
     import onnx
 
     ort: Any = quantization
@@ -103,7 +107,7 @@ def quantize(
             reduce_range=not tensorrt,
             weight_type=ort.QuantType.QInt8,
             activation_type=ort.QuantType.QInt8 if tensorrt else ort.QuantType.QUInt8,
-            calibrate_method=getattr(ort.CalibrationMethod, METHODS[method]),
+            calibrate_method=getattr(ort.CalibrationMethod, _METHODS[method]),
             extra_options={
                 **_options(tensorrt=tensorrt),
                 "CalibPercentile": _PERCENTILE,
@@ -248,11 +252,7 @@ def _decibels(truth: Any, found: Any) -> float:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     # The quantiser prints, and logs on the root logger that files should be preprocessed.
-    root = logging.getLogger()
-    before = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        root.setLevel(before)
+    loaded = [m for name, m in sys.modules.items() if name.startswith(quantization.__name__)]
+    modules = [module for module in loaded if vars(module).get("logging") is logging]
+    with printing_nothing(quantization.calibrate), logging_by(_LOGGER, *modules):
+        yield

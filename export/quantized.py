@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convmixer_fast.choices import CalibrationMethod
 from convmixer_fast.export.onnx_export import OnnxReport, to_onnx
 from convmixer_fast.folding import fold
 from convmixer_fast.recognition.recognize import recognize
@@ -39,7 +40,7 @@ def quantized(
     model: nn.Module,
     calibration: Tensor,
     *,
-    method: str = "minmax",
+    method: CalibrationMethod = "minmax",
     validation: tuple[Tensor, Tensor] | None = None,
     example_input: Tensor | None = None,
     progress: bool = True,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from convmixer_fast.choices import DTYPES, FloatPrecision, TorchOps, check_choice
 from convmixer_fast.errors import UnsupportedModelError
 from convmixer_fast.export.checks import (
     ExportReport,
@@ -23,10 +24,11 @@ from convmixer_fast.export.checks import (
 from convmixer_fast.export.files import new_file
 from convmixer_fast.export.forms import FORMS
 from convmixer_fast.export.metadata import describe
-from convmixer_fast.export.trace import DTYPES, Sizes, in_8_bits, plain_module, tracing
+from convmixer_fast.export.preparation import Sizes, in_8_bits, plain_module, tracing
 from convmixer_fast.folding import fold
 from convmixer_fast.recognition.recognize import recognize
 from convmixer_fast.runtime.fused import FusedConvMixer
+from convmixer_fast.support.progress import status
 
 __all__ = ["TorchExportReport", "to_torch_export"]
 
@@ -35,7 +37,7 @@ __all__ = ["TorchExportReport", "to_torch_export"]
 class TorchExportReport(ExportReport):
     """What :func:`to_torch_export` wrote."""
 
-    ops: str
+    ops: TorchOps
 
 
 def to_torch_export(
@@ -43,13 +45,14 @@ def to_torch_export(
     path: str | Path,
     *,
     image_size: int | tuple[int, int] = 224,
-    precision: str = "fp32",
+    precision: FloatPrecision = "float32",
     dynamic_batch: bool = True,
     dynamic_size: bool = False,
-    ops: str = "plain",
+    ops: TorchOps = "plain",
     aot_inductor: bool = False,
     images: Tensor | None = None,
     example_input: Tensor | None = None,
+    progress: bool = True,
 ) -> TorchExportReport:
     """Write ``model`` to a ``.pt2`` file by ``torch.export``, and check it.
 
@@ -57,7 +60,7 @@ def to_torch_export(
         model: a trained ConvMixer in eval mode, as :func:`convmixer_fast.optimize` takes it.
         path: of the file, ``.pt2``.
         image_size: pixels: a square, or height and width.
-        precision: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
+        precision: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
         dynamic_batch: whether the batch is open.
         dynamic_size: whether height and width are, from two patches on.
         ops: ``"plain"``: PyTorch's own operations; ``torch.export.load`` needs nothing of this
@@ -67,6 +70,7 @@ def to_torch_export(
         images: to check with besides random ones, (N, C, H, W); None takes scikit-learn's two
             photographs where it is installed and the model has 3 channels.
         example_input: see :func:`convmixer_fast.optimize`.
+        progress: whether to show on the terminal what is going on.
 
     Raises:
         UnsupportedModelError: ``model`` is no ConvMixer in eval mode.
@@ -76,10 +80,10 @@ def to_torch_export(
     path = new_file(path)
     if path.suffix != ".pt2":
         raise ValueError(f"path must end in .pt2, got {path}")
-    if ops not in ("plain", "fused") or (aot_inductor and ops != "plain"):
-        raise ValueError(f"ops must be 'plain', or 'fused' without aot_inductor, got {ops!r}")
-    if precision not in DTYPES:
-        raise ValueError(f"precision must be fp32, fp16 or bf16, got {precision!r}")
+    check_choice("ops", ops, TorchOps)
+    check_choice("precision", precision, FloatPrecision)
+    if aot_inductor and ops != "plain":
+        raise ValueError(f"ops must be 'plain' with aot_inductor, got {ops!r}")
     if in_8_bits(model) is not None:
         raise UnsupportedModelError(
             "the model is optimized already, and in 8-bit numbers, which a .pt2 file does not "
@@ -103,7 +107,12 @@ def to_torch_export(
         with torch.inference_mode(False), torch.no_grad():
             folded = fold(recognize(model, example_input), dtype)
             module = FusedConvMixer(folded).to(dtype).cpu()
-    with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+    with (
+        status("exporting", progress) as report_step,
+        warnings.catch_warnings(),
+        torch.inference_mode(False),
+        torch.no_grad(),
+    ):
         warnings.simplefilter("ignore")  # PyTorch's, of its own insides
         with tracing():
             program = torch.export.export(
@@ -113,6 +122,7 @@ def to_torch_export(
         with tempfile.TemporaryDirectory(prefix=".pt2-", dir=path.parent) as folder:
             made = Path(folder) / path.name
             if aot_inductor:
+                report_step("compiling")
                 torch._inductor.aoti_compile_and_package(program, package_path=str(made))
                 loaded: Any = torch._inductor.aoti_load_package(str(made))
             else:
@@ -122,6 +132,7 @@ def to_torch_export(
                 torch.export.save(program, written, extra_files={"convmixer_fast.json": said})
                 made.write_bytes(written.getbuffer())
                 loaded = torch.export.load(made).module()
+            report_step("comparing with the model in float64")
             batches = {"random": random_images(example)}
             for other in sizes.others(example, patch):
                 batches[f"random {tuple(other.shape)}"] = random_images(other)

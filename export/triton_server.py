@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convmixer_fast.choices import ServerDevice, check_choice
 from convmixer_fast.export.files import external_weights, new_file, write_whole
 from convmixer_fast.export.metadata import read_description
 
@@ -60,7 +61,7 @@ def to_triton_server(
     preferred_batches: Sequence[int] = (),
     max_delay_us: int = 500,
     instances: int = 1,
-    device: str = "auto",
+    device: ServerDevice = "auto",
     gpus: Sequence[int] = (),
     labels: Sequence[str] | None = None,
 ) -> Path:
@@ -200,8 +201,9 @@ def _check(
     ):
         if value is not None and value < least:
             raise ValueError(f"{what} must be at least {least}, got {value}")
-    if device not in ("auto", "gpu", "cpu") or (gpus and device == "cpu"):
-        raise ValueError(f"device must be auto, gpu, or cpu without gpus, got {device!r}")
+    check_choice("device", device, ServerDevice)
+    if gpus and device == "cpu":
+        raise ValueError(f"device must be 'auto' or 'gpu' where gpus are given, got {device!r}")
 
 
 def _max_batch(found: _Model, wanted: int | None) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from convmixer_fast._version import __version__
+from convmixer_fast.choices import DTYPES, FloatPrecision, Plugins, check_choice
 from convmixer_fast.errors import MissingDependencyError, UnsupportedModelError
 from convmixer_fast.export import trt_bindings
 from convmixer_fast.export.files import new_file, write_whole
@@ -24,9 +25,6 @@ from convmixer_fast.runtime.fused import FusedConvMixer
 from convmixer_fast.spec import FoldedConvMixer
 
 __all__ = ["EngineReport", "TensorInfo", "metadata_path", "to_tensorrt"]
-
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-PLUGINS = ("none", "triton")
 
 
 @dataclass(frozen=True)
@@ -69,14 +67,14 @@ def to_tensorrt(
     path: str | Path,
     *,
     image_size: int | tuple[int, int] = 224,
-    precision: str | None = None,
+    precision: FloatPrecision | None = None,
     min_batch: int = 1,
     opt_batch: int | None = None,
     max_batch: int = 32,
     workspace: int | None = None,
     timing_cache: str | Path | None = None,
     version_compatible: bool = False,
-    plugins: str = "none",
+    plugins: Plugins = "none",
     capability: int | None = None,
     preprocessing: Preprocessing | None = None,
     example_input: Tensor | None = None,
@@ -96,8 +94,8 @@ def to_tensorrt(
             model with one input (N, C, H, W).
         path: of the engine.
         image_size: of the images, one number or (height, width); an engine takes no other.
-        precision: of a model's weights, input and output: ``"fp16"`` (as None), ``"bf16"`` or
-            ``"fp32"``. In an ONNX file every tensor states it, so it must be None there.
+        precision: of a model's weights, input and output: ``"float16"`` (as None), ``"bfloat16"``
+            or ``"float32"``. In an ONNX file every tensor states it, so it must be None there.
         min_batch: the smallest batch that the engine takes.
         opt_batch: the batch for which it is fastest; None for the largest.
         max_batch: the largest.
@@ -136,8 +134,8 @@ def to_tensorrt(
         _check_onnx(Path(source), precision, plugins)
     else:
         source = type(model_or_onnx).__name__
-        precision = precision or "fp16"
-        folded = _folded(model_or_onnx, example_input, PRECISIONS[precision])
+        precision = precision or "float16"
+        folded = _folded(model_or_onnx, example_input, DTYPES[precision])
         plain_head(folded)
         _check_conditions(folded, batches, (height, width))
     trt = trt_bindings.load_tensorrt()
@@ -207,12 +205,9 @@ def _image_size(size: int | tuple[int, int]) -> tuple[int, int]:
 def _check_options(
     path: Path, precision: str | None, workspace: int | None, plugins: str, capability: int | None
 ) -> None:
-    for name, value, known in (
-        ("precision", precision, (None, *PRECISIONS)),
-        ("plugins", plugins, PLUGINS),
-    ):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+    if precision is not None:
+        check_choice("precision", precision, FloatPrecision)
+    check_choice("plugins", plugins, Plugins)
     if workspace is not None and workspace < 0:
         raise ValueError(f"workspace must be None or a number of bytes, got {workspace!r}")
     if capability is not None and plugins == "none":

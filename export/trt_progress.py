@@ -5,7 +5,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+
+from convmixer_fast.support.progress import bars
 
 __all__ = ["BuildProgress"]
 
@@ -26,7 +28,7 @@ class BuildProgress:
             TimeElapsedColumn(),
         )
         console = Console(stderr=True, quiet=not shown)
-        progress = Progress(*columns, console=console, transient=True, disable=not shown)
+        progress = bars(console, *columns, shown=shown)
         tasks: dict[str, Any] = {}
         depths: dict[str, int] = {}
         # TensorRT calls from several threads.

@@ -6,6 +6,20 @@ need the WINDOW columns of an input row around them, and for the tap row ``kh`` 
     out[h, w_start + o] += sum_i  T_kh[o, i] * x[h + kh - R, w_start - PAD + i]
     T_kh[o, i] = weight[kh, i - o - PAD + R]   where that is a tap, else 0,   R = K // 2
 
+For K = 7 (R = 3, BLOCK_W = 8, WINDOW = 16, PAD = 4); digits are the taps of ``weight[kh]``::
+
+    columns of the row        ...  4  5  6  7  8  9 10 11 12 13 14 15 16 17 18 19  ...
+    results of a window                      | 8  9 10 11 12 13 14 15|
+    the window                   | 4  5  6  7  8  9 10 11 12 13 14 15 16 17 18 19|
+
+                           i =     0  1  2  3  4  5  6  7  8  9 10 11 12 13 14 15
+    T_kh   o = 0                   .  0  1  2  3  4  5  6  .  .  .  .  .  .  .  .
+           o = 1                   .  .  0  1  2  3  4  5  6  .  .  .  .  .  .  .
+            ...
+           o = 7                   .  .  .  .  .  .  .  .  0  1  2  3  4  5  6  .
+
+    lane, of four                 |-- 0 ------|-- 1 ------|-- 2 ------|-- 3 ------|
+
 T_kh does not depend on the position. So the columns of the product's right operand are windows:
 of all images, row segments and column blocks of the channel alike.
 

@@ -219,7 +219,7 @@ def test_a_frozen_part_of_what_is_trained(model, x):
     assert all(parameter.grad is None for parameter in frozen.parameters())
     again = pickle.loads(pickle.dumps(frozen)).train()
     assert not again.training
-    with pytest.raises(ValueError, match="in_training must be 'raise' or 'stay', got 'never'"):
+    with pytest.raises(ValueError, match="in_training must be one of 'raise', 'stay', got 'never'"):
         optimize(model, in_training="never")
 
 

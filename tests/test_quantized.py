@@ -262,7 +262,7 @@ def test_its_file_is_that_of_the_model(made, digits, tmp_path):
     "options",
     [
         {},
-        {"precision": "fp16"},
+        {"precision": "float16"},
         {"precision": "int8", "calibration": torch.zeros(1, 1, 8, 8)},
         {"precision": "int8", "target": "tensorrt"},
     ],

@@ -18,8 +18,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from convmixer_fast._version import __version__
-from convmixer_fast.activations import ACTIVATIONS
 from convmixer_fast.benchmarks.options import Batches, Measured, batch_sizes
+from convmixer_fast.choices import DTYPES, ActivationName, BackendName, FloatPrecision, listed
 from convmixer_fast.commands.export_commands import export_app
 from convmixer_fast.commands.predict import predict_files
 from convmixer_fast.errors import ConvMixerFastError
@@ -32,9 +32,10 @@ from convmixer_fast.models.images import (
 from convmixer_fast.models.named_models import find_model, stem_shape
 from convmixer_fast.models.preprocessing import Preprocessing, preprocessing_from_metadata
 from convmixer_fast.optimize import optimize
-from convmixer_fast.option_groups import takes
-from convmixer_fast.optional import need
 from convmixer_fast.runtime import backends
+from convmixer_fast.support.option_groups import completed, takes
+from convmixer_fast.support.optional import need
+from convmixer_fast.support.progress import bars
 from convmixer_fast.verify import passed, verify
 
 __all__ = ["app", "main"]
@@ -49,16 +50,14 @@ app.add_typer(export_app, name="export")
 _out = Console()
 _err = Console(stderr=True)
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
 Backend = Annotated[
-    str,
-    typer.Option(help="auto, triton, cpu or reference; 'convmixer-fast info' says which are live."),
+    BackendName,
+    typer.Option(help="'convmixer-fast info' says which are live."),
 ]
 Activation = Annotated[
-    str | None,
-    typer.Option(help=f"{', '.join(ACTIVATIONS)}, where neither file nor name tells."),
+    ActivationName | None, typer.Option(help="Where neither file nor name tells.")
 ]
+Pretrained = Annotated[bool, typer.Option("--pretrained", help="timm's trained weights.")]
 
 
 def main() -> None:
@@ -86,11 +85,10 @@ def _options(
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what is decided.")] = False,
 ) -> None:
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(message)s",
-        handlers=[RichHandler(console=_err, show_time=False, show_path=False)],
-    )
+    # Not the root logger: what other libraries log is theirs.
+    logger = logging.getLogger("convmixer_fast")
+    logger.setLevel(logging.INFO if verbose else logging.WARNING)
+    logger.handlers = [RichHandler(console=_err, show_time=False, show_path=False)]
 
 
 @app.command()
@@ -133,20 +131,24 @@ def verify_command(
     backend: Backend = "auto",
     activation: Activation = None,
     dtypes: Annotated[
-        str, typer.Option(help="Comma-separated: float32, float16, bfloat16.")
-    ] = "float32,float16,bfloat16",
+        str,
+        typer.Option(
+            "--dtypes",
+            "--dtype",
+            help="Comma-separated: float32, float16, bfloat16.",
+            autocompletion=completed(FloatPrecision),
+        ),
+    ] = ",".join(DTYPES),
     sizes: Annotated[
         str | None, typer.Option(help="Comma-separated HxW in pixels; by default three odd ones.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 2,
-    pretrained: Annotated[
-        bool, typer.Option(help="Let timm download the trained weights of a timm name.")
-    ] = False,
+    pretrained: Pretrained = False,
 ) -> None:
     """Compare a model's optimized form with its float64 original, at several sizes and dtypes."""
     source, trained = find_model(model, activation, pretrained)
     source.to(_device(backend))
-    chosen = [_dtype(name) for name in dtypes.split(",")]
+    chosen = [DTYPES[name] for name in listed("dtypes", dtypes, FloatPrecision)]
     channels, patch = stem_shape(source)
     hw = (
         _sizes(sizes) if sizes else [(4 * patch, 4 * patch), (5 * patch + 1, 3 * patch), (224, 224)]
@@ -203,6 +205,7 @@ def bench(
         Path | None, typer.Option(help="Folder for the numbers as JSON and CSV.")
     ] = None,
     activation: Activation = None,
+    pretrained: Pretrained = False,
 ) -> None:
     """Time a model with every runtime installed: PyTorch, ONNX Runtime, OpenVINO, ours ...
 
@@ -217,7 +220,7 @@ def bench(
 
     if report is not None:
         need("matplotlib.figure", "bench --report", "bench")  # before minutes of measuring
-    source, _ = find_model(model, activation, pretrained=False)
+    source, _ = find_model(model, activation, pretrained)
     if image_size is None:
         is_file = Path(model).is_file()
         metadata = read_checkpoint(Path(model)).metadata if is_file else {}
@@ -297,16 +300,9 @@ def predict(
 
 
 def _progress() -> Progress:
-    # Standard output stays what it is, also while the bar is shown: it may be a file. Where
-    # both go to one terminal, results take the bar's place.
+    # Where both go to one terminal, results take the bar's place.
     shown = _err.is_terminal and not sys.stdout.isatty()
-    return Progress(
-        console=_err,
-        transient=True,
-        redirect_stdout=False,
-        redirect_stderr=False,
-        disable=not shown,
-    )
+    return bars(_err, shown=shown)
 
 
 def _print_prediction(
@@ -349,12 +345,6 @@ def _labels(path: Path | None, metadata: Mapping[str, str], classes: int) -> lis
     if len(names) != classes:
         raise ValueError(f"expected {classes} labels, one for each class, got {len(names)}")
     return names
-
-
-def _dtype(name: str) -> torch.dtype:
-    if name not in _DTYPES:
-        raise ValueError(f"dtypes must be of {', '.join(_DTYPES)}, got {name!r}")
-    return _DTYPES[name]
 
 
 def _sizes(text: str) -> list[tuple[int, int]]:

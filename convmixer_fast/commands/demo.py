@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -25,8 +25,9 @@ from convmixer_fast.models.preprocessing import Preprocessing
 from convmixer_fast.models.published import PUBLISHED
 from convmixer_fast.models.randomize import randomize
 from convmixer_fast.optimize import optimize
-from convmixer_fast.optional import need
 from convmixer_fast.runtime import backends
+from convmixer_fast.support.optional import need
+from convmixer_fast.support.progress import bars
 from convmixer_fast.timing import Timings, interleave
 
 __all__ = ["run"]
@@ -63,7 +64,7 @@ def run(
         console.print(f"[yellow]no fast backend can run here: {escape(str(reason))}[/yellow]")
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress, torch.inference_mode():
+    with bars(console, *columns) as progress, torch.inference_mode():
         task = progress.add_task("", total=6)
 
         def step(description: str) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from convmixer_fast.accuracy import LIMITS, relative_error
+from convmixer_fast.choices import BackendName
 from convmixer_fast.errors import MismatchError
 from convmixer_fast.timing import Timings
 
@@ -58,7 +59,7 @@ class LogitsComparison:
 class DemoReport:
     """What the demo found."""
 
-    backend: str
+    backend: BackendName
     """The backend that the optimized models ran on."""
     accuracies: tuple[float, float]
     """Of the original and of the optimized model on the held-out digits, from 0 to 1."""

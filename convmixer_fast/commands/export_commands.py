@@ -10,7 +10,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from convmixer_fast.activations import ACTIVATIONS
+from convmixer_fast.choices import (
+    ActivationName,
+    CalibrationMethod,
+    FloatPrecision,
+    OnnxTarget,
+    Plugins,
+    Precision,
+    ServerDevice,
+    TorchOps,
+)
 from convmixer_fast.models.checkpoint import read_checkpoint
 from convmixer_fast.models.images import (
     find_images,
@@ -20,7 +29,7 @@ from convmixer_fast.models.images import (
 )
 from convmixer_fast.models.named_models import find_model, stem_shape
 from convmixer_fast.models.preprocessing import Preprocessing, preprocessing_from_metadata
-from convmixer_fast.option_groups import takes
+from convmixer_fast.support.option_groups import takes
 
 if TYPE_CHECKING:
     from convmixer_fast.export.checks import ExportReport
@@ -47,8 +56,7 @@ class Source:
         int | None, typer.Option(min=1, help="Side of the images; else the checkpoint's, or 224.")
     ] = None
     activation: Annotated[
-        str | None,
-        typer.Option(help=f"{', '.join(ACTIVATIONS)}, where neither file nor name tells."),
+        ActivationName | None, typer.Option(help="Where neither file nor name tells.")
     ] = None
     pretrained: Annotated[bool, typer.Option("--pretrained", help="timm's trained weights.")] = (
         False
@@ -112,9 +120,9 @@ class _Model(NamedTuple):
 def onnx(
     source: Source,
     sizes: OpenSizes,
-    precision: Annotated[str, typer.Option(help="fp32, fp16, bf16 or int8.")] = "fp32",
-    target: Annotated[str, typer.Option(help="onnxruntime or tensorrt.")] = "onnxruntime",
-    opset: Annotated[int | None, typer.Option(help="Of ONNX; else 20, for bf16 22.")] = None,
+    precision: Annotated[Precision, typer.Option(help="Of the file.")] = "float32",
+    target: Annotated[OnnxTarget, typer.Option(help="The runtime it is for.")] = "onnxruntime",
+    opset: Annotated[int | None, typer.Option(help="Of ONNX; else 20, for bfloat16 22.")] = None,
     float32_io: Annotated[
         bool, typer.Option("--float32-io", help="16 bits inside, float32 outside.")
     ] = False,
@@ -122,7 +130,7 @@ def onnx(
         list[Path] | None, typer.Option(help="int8: images, or folders of them.")
     ] = None,
     calibration_method: Annotated[
-        str, typer.Option(help="int8: minmax, percentile or entropy.")
+        CalibrationMethod, typer.Option(help="int8: how ranges are chosen.")
     ] = "minmax",
     quantize_depthwise: Annotated[
         bool, typer.Option("--quantize-depthwise", help="int8: depthwise convolutions too.")
@@ -174,8 +182,8 @@ def onnx(
 def pt2(
     source: Source,
     sizes: OpenSizes,
-    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
-    ops: Annotated[str, typer.Option(help="plain, or fused: this package's ops.")] = "plain",
+    precision: Annotated[FloatPrecision, typer.Option(help="Of the file.")] = "float32",
+    ops: Annotated[TorchOps, typer.Option(help="fused: this package's ops.")] = "plain",
     aot_inductor: Annotated[
         bool, typer.Option("--aot-inductor", help="Compile it for this machine's CPU.")
     ] = False,
@@ -201,7 +209,9 @@ def pt2(
 @takes(Source)
 def tensorrt(
     source: Source,
-    precision: Annotated[str | None, typer.Option(help="fp32, fp16 or bf16; else fp16.")] = None,
+    precision: Annotated[
+        FloatPrecision | None, typer.Option(help="Of the engine; else float16.")
+    ] = None,
     min_batch: Annotated[int, typer.Option(min=1)] = 1,
     opt_batch: Annotated[int | None, typer.Option(min=1)] = None,
     max_batch: Annotated[int, typer.Option(min=1)] = 32,
@@ -210,7 +220,7 @@ def tensorrt(
     ] = None,
     timing_cache: Annotated[Path | None, typer.Option(help="Read, and written again.")] = None,
     version_compatible: Annotated[bool, typer.Option("--version-compatible")] = False,
-    plugins: Annotated[str, typer.Option(help="none, or triton: our depthwise kernel.")] = "none",
+    plugins: Annotated[Plugins, typer.Option(help="triton: our depthwise kernel.")] = "none",
     capability: Annotated[
         int | None, typer.Option(help="Of the GPU for plugins, 90 for 9.0; else this one's.")
     ] = None,
@@ -253,7 +263,7 @@ def triton_server(
         int, typer.Option(min=0, help="That a request waits for others.")
     ] = 500,
     instances: Annotated[int, typer.Option(min=1, help="Copies that run at once.")] = 1,
-    device: Annotated[str, typer.Option(help="auto, gpu or cpu.")] = "auto",
+    device: Annotated[ServerDevice, typer.Option(help="auto: what the server has.")] = "auto",
     labels: Annotated[
         Path | None, typer.Option(help="Class names; else those in the file.")
     ] = None,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from convmixer_fast.activations import ACTIVATIONS
+from convmixer_fast.choices import ActivationName
 from convmixer_fast.errors import CheckpointError
 from convmixer_fast.models.checkpoint_files import read_safetensors, read_torch
 from convmixer_fast.models.convmixer import ConvMixer
@@ -38,7 +39,10 @@ class Checkpoint:
 
 
 def load(
-    path: str | Path, *, activation: str | None = None, global_pool: str | None = None
+    path: str | Path,
+    *,
+    activation: ActivationName | None = None,
+    global_pool: str | None = None,
 ) -> ConvMixer:
     """Load a trained ConvMixer from a checkpoint file into the reference model.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from convmixer_fast.models.checkpoint import load, read_checkpoint
 from convmixer_fast.models.convmixer import ConvMixer
 from convmixer_fast.models.preprocessing import Preprocessing, preprocessing_from_metadata
-from convmixer_fast.optional import need
+from convmixer_fast.support.optional import need
 
 __all__ = [
     "Digits",

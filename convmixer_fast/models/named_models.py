@@ -4,6 +4,7 @@ from pathlib import Path
 
 from torch import nn
 
+from convmixer_fast.choices import ActivationName
 from convmixer_fast.models.checkpoint import load
 from convmixer_fast.models.published import PUBLISHED, Architecture
 from convmixer_fast.models.randomize import randomize
@@ -11,7 +12,9 @@ from convmixer_fast.models.randomize import randomize
 __all__ = ["find_model", "stem_shape"]
 
 
-def find_model(name: str, activation: str | None, pretrained: bool) -> tuple[nn.Module, bool]:
+def find_model(
+    name: str, activation: ActivationName | None, pretrained: bool
+) -> tuple[nn.Module, bool]:
     """Return the model that a user named, and whether its weights are trained.
 
     Args:

@@ -4,11 +4,8 @@ Wrappers are looked through, and the input that tracing needs is found from the
 module's own weights. The source module is only read.
 """
 
-import contextlib
 import copy
 import inspect
-import io
-import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -21,6 +18,7 @@ from torch import Tensor, nn
 from convmixer_fast.errors import UnsupportedModelError
 from convmixer_fast.recognition.outputs import PlainOutputs
 from convmixer_fast.spec import SizeCondition
+from convmixer_fast.support.quiet import printing_nothing, without_logs
 
 __all__ = ["TRACING", "Trace", "trace", "unwrap"]
 
@@ -246,6 +244,7 @@ def _exported(
 
 
 def _export(model: nn.Module, example: Tensor, layout: str) -> torch.export.ExportedProgram:
+    from torch.export import _trace
     from torch.fx.experimental import _config
 
     shapes = torch.export.ShapesCollection()
@@ -254,7 +253,8 @@ def _export(model: nn.Module, example: Tensor, layout: str) -> torch.export.Expo
     try:
         # A model that was compiled inside is traced through; gradients are off, so that a
         # no_grad() inside the model leaves no mark in the graph; height and width stay
-        # apart when the example is square; and code that asks whether a size is 1 is seen.
+        # apart when the example is square; and code that asks whether a size is 1 is seen. A
+        # failed attempt, which PyTorch logs and prints in full, is reported once, by us.
         with (
             TRACING,
             torch.compiler.set_stance("force_eager"),
@@ -263,7 +263,8 @@ def _export(model: nn.Module, example: Tensor, layout: str) -> torch.export.Expo
             torch.inference_mode(any(p.is_inference() for p in model.parameters())),
             torch.no_grad(),
             _config.patch(use_duck_shape=False, backed_size_oblivious=True),  # type: ignore[attr-defined]
-            _quiet(),
+            without_logs("torch"),
+            printing_nothing(_trace),
         ):
             return torch.export.export(
                 model,
@@ -277,21 +278,6 @@ def _export(model: nn.Module, example: Tensor, layout: str) -> torch.export.Expo
             f"the model could not be traced by torch.export on an input {tuple(example.shape)} "
             f"({type(error).__name__}: {reason[0]})"
         ) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    # torch.export logs and prints a failed attempt in full; here it is reported once, by us.
-    names = [n for n in logging.root.manager.loggerDict if n.partition(".")[0] == "torch"]
-    loud = [logger for logger in map(logging.getLogger, names) if not logger.disabled]
-    for logger in loud:
-        logger.disabled = True
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        for logger in loud:
-            logger.disabled = False
 
 
 def _finish(

@@ -20,6 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from convmixer_fast.choices import BackendName
 from convmixer_fast.errors import BackendUnavailableError
 
 __all__ = ["BACKENDS", "Backend", "BackendStatus", "MemorySamples", "backend_info", "launcher"]
@@ -49,7 +50,7 @@ class BackendStatus:
     """What it runs on when live, otherwise why it cannot."""
 
 
-def why_not(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+def why_not(backend: BackendName, device: torch.device, dtype: torch.dtype) -> str | None:
     """Say why ``backend`` cannot run tensors of ``dtype`` on ``device``; None when it can.
 
     Args:
@@ -69,7 +70,7 @@ def why_not(backend: str, device: torch.device, dtype: torch.dtype) -> str | Non
     return _BACKENDS[backend].why_not(device)
 
 
-def resolve(backend: str, device: torch.device, dtype: torch.dtype) -> str:
+def resolve(backend: BackendName, device: torch.device, dtype: torch.dtype) -> BackendName:
     """Turn ``backend`` into the name of one that can run ``dtype`` on ``device``.
 
     ``"auto"`` becomes the first of :data:`BACKENDS` that can; Triton's interpreter,
@@ -94,7 +95,7 @@ def resolve(backend: str, device: torch.device, dtype: torch.dtype) -> str:
     return backend
 
 
-def launcher(op: str, backend: str) -> Callable[..., Tensor]:
+def launcher(op: str, backend: BackendName) -> Callable[..., Tensor]:
     """Return the function with which ``backend`` (already resolved) runs ``op``."""
     row = _BACKENDS[backend]
     module = importlib.import_module(row.module)
@@ -102,7 +103,7 @@ def launcher(op: str, backend: str) -> Callable[..., Tensor]:
     return function
 
 
-def trunk_maker(backend: str) -> Callable[..., Callable[..., Tensor]] | None:
+def trunk_maker(backend: BackendName) -> Callable[..., Callable[..., Tensor]] | None:
     """Return what makes a whole trunk of folded blocks for ``backend`` (already resolved).
 
     None where the backend has the ops alone; see :class:`engine.Engine`.
@@ -116,7 +117,7 @@ def trunk_maker(backend: str) -> Callable[..., Callable[..., Tensor]] | None:
     return maker
 
 
-def row(backend: str) -> "Backend":
+def row(backend: BackendName) -> "Backend":
     """Return the row of ``backend`` (already resolved)."""
     return _BACKENDS[backend]
 
@@ -293,7 +294,7 @@ class Backend:
     """Whether its trunk has copies of the weights, and needs those it was made of no more."""
 
 
-_BACKENDS = {
+_BACKENDS: dict[BackendName, Backend] = {
     "triton": Backend(
         "convmixer_fast.kernels",
         "triton",

@@ -7,12 +7,13 @@ The tensors are parameters that require no gradient, so that ``.to()``, ``state_
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from convmixer_fast import ops
+from convmixer_fast.choices import ActivationName, BackendName
 from convmixer_fast.errors import ReleasedWeightsError
 from convmixer_fast.spec import FoldedBlock, FoldedLayer, Quantization
 
@@ -43,7 +44,7 @@ class FusedBlock(nn.Module):
     shift: nn.Parameter | None
     released = False
 
-    def __init__(self, block: FoldedBlock, backend: str) -> None:
+    def __init__(self, block: FoldedBlock, backend: BackendName) -> None:
         super().__init__()
         tensors = {name: getattr(block, name) for name in ("weight", "bias", "scale", "shift")}
         if block.quantization is not None:
@@ -53,7 +54,7 @@ class FusedBlock(nn.Module):
         for name, tensor in tensors.items():
             parameter = None if tensor is None else nn.Parameter(tensor, requires_grad=False)
             self.register_parameter(name, parameter)
-        self.activation = block.activation
+        self.activation = cast(ActivationName, block.activation)
         self.backend = backend
 
     @property
@@ -188,7 +189,7 @@ class BranchedBlock(nn.Module):
         return y + x
 
 
-def fused_layer(layer: FoldedLayer, backend: str) -> nn.Sequential:
+def fused_layer(layer: FoldedLayer, backend: BackendName) -> nn.Sequential:
     """Return the two blocks of a layer in a row, behind what the source has before them."""
     depthwise = DepthwiseBlock(layer.depthwise, backend)
     first = depthwise if layer.branch is None else BranchedBlock(depthwise, layer.branch)

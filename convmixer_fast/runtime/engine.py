@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._device import DeviceContext
 
+from convmixer_fast.choices import BackendName
 from convmixer_fast.errors import BackendUnavailableError
 from convmixer_fast.runtime import backends
 from convmixer_fast.runtime.cuda_graphs import CudaGraphs
@@ -43,7 +44,7 @@ class _Found(NamedTuple):
     """Why the trunk cannot run it."""
     where: tuple[object, ...] = ()
     """What of the call the trunk depends on."""
-    backend: str = ""
+    backend: BackendName = "auto"
     dtype: torch.dtype = torch.float32
     source: Source | None = None
     misfit: Reason | None = None
@@ -123,7 +124,7 @@ class Engine:
             result, ("global_pool", "head_drop", "head")
         )
         return Explanation(
-            backend=backend or model.backend,
+            backend=model.backend if backend == "auto" else backend,
             one_call=one_call,
             reason=None if reason is None else reason.text,
             device=x.device,
@@ -358,5 +359,5 @@ def _casting(trunk: Trunk, dtype: torch.dtype) -> Trunk:
     return cast_first
 
 
-def _has_graphs(backend: str, device: torch.device) -> bool:
+def _has_graphs(backend: BackendName, device: torch.device) -> bool:
     return backends.row(backend).graphs and device.type == "cuda"

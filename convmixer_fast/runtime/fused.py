@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
+from convmixer_fast.choices import BackendName, CudaGraphs, InTraining
 from convmixer_fast.errors import InferenceOnlyError, UnsupportedModelError
 from convmixer_fast.models.convmixer import ConvMixerInterface, GlobalPool
 from convmixer_fast.ops import asks_for_gradient, check_dense
-
-# Two are not used here: pickles made with 0.1 look for them in this module.
 from convmixer_fast.runtime.blocks import (
     DepthwiseBlock,  # noqa: F401
     PatchEmbed,
@@ -22,6 +21,8 @@ from convmixer_fast.runtime.blocks import (
 from convmixer_fast.runtime.engine import Engine
 from convmixer_fast.runtime.explanation import Explanation
 from convmixer_fast.spec import FoldedConvMixer, FoldedLayer, Head
+
+# Two are not used here: pickles made with 0.1 look for them in this module.
 
 if TYPE_CHECKING:
     from convmixer_fast.runtime.tuning import Tuning
@@ -63,12 +64,12 @@ class FusedConvMixer(ConvMixerInterface):
     def __init__(
         self,
         folded: FoldedConvMixer,
-        backend: str = "auto",
+        backend: BackendName = "auto",
         *,
-        cuda_graphs: str | bool = "auto",
+        cuda_graphs: CudaGraphs = "auto",
         static_output: bool = False,
         chunk: int | None = None,
-        in_training: str = "raise",
+        in_training: InTraining = "raise",
     ) -> None:
         super().__init__()
         self.backend = backend
@@ -281,13 +282,11 @@ class FusedConvMixer(ConvMixerInterface):
         stem: Any = self.stem
         x = self._enter(example)[0]
         make_trunk, x = self._engine.bare_trunks(self, x)
-        from rich.console import Console
-
         # Needs Triton, which is installed where there is something to tune.
         from convmixer_fast.runtime.tuning import cache_folder, tune
+        from convmixer_fast.support.progress import status
 
-        terminal = Console(stderr=True, quiet=not progress)
-        with torch.no_grad(), terminal.status("tuning") as status:
+        with torch.no_grad(), status("tuning", progress) as report:
             found = tune(
                 make_trunk,
                 x,
@@ -296,7 +295,7 @@ class FusedConvMixer(ConvMixerInterface):
                 folder=cache_folder() if folder is None else Path(folder),
                 chunk=self.chunk,
                 graphs=self.cuda_graphs is not False,
-                report=lambda what: status.update(f"tuning: {what}"),
+                report=report,
             )
         self._tuned = {**self._tuned, found.what_for: found.tuned.to_json()}
         self._engine = Engine()

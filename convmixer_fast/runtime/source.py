@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from convmixer_fast.activations import ACTIVATIONS
+from convmixer_fast.choices import BackendName, CudaGraphs
 from convmixer_fast.errors import BackendUnavailableError
 from convmixer_fast.models.convmixer import GlobalPool
 from convmixer_fast.runtime import backends
@@ -48,8 +49,8 @@ class Model(Protocol):
     head_drop: nn.Module
     head: nn.Module
     source_head: nn.Module | None
-    backend: str
-    cuda_graphs: str | bool
+    backend: BackendName
+    cuda_graphs: CudaGraphs
     static_output: bool
     chunk: int | None
     _modules: dict[str, nn.Module | None]
@@ -116,7 +117,7 @@ class Source:
         except RuntimeError:  # one has become an inference tensor
             return False
 
-    def misfit(self, backend: str, dtype: torch.dtype) -> Reason | None:
+    def misfit(self, backend: BackendName, dtype: torch.dtype) -> Reason | None:
         """Say why no trunk of ``backend`` can be made for ``dtype``; None where one can.
 
         This stays so while the source is unchanged.
@@ -284,7 +285,7 @@ class _Watched:
         return "there is a forward hook for all modules"
 
 
-def _resolved(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+def _resolved(backend: BackendName, device: torch.device, dtype: torch.dtype) -> str | None:
     try:
         return backends.resolve(backend, device, dtype)
     except (BackendUnavailableError, ValueError):  # for the ops to say

@@ -74,14 +74,16 @@ def test_report_stands_alone(tmp_path):
     assert "tiny &lt;&amp;&gt;, batch 1" in page
     assert "planted &lt;failure&gt;" in page
     assert "not here: tensorrt" in page
+    assert "versions: torch</td>" in page
+    assert "{" not in page.partition("<h2>Conditions")[2]  # no dictionary as Python prints it
     # Nothing is fetched: the only addresses are names of XML namespaces.
     assert not re.search(r'(src|href)="(?!#)', page.replace("xlink:href", "href"))
     assert not re.search(r"url\((?!#)|@import|<script", page)
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
-    assert page.count("<svg") == 2 * len(PICTURES)
+    assert page.count("<svg") == 2 * 2 * len(PICTURES)  # themes, widths
     # The best peer of the made-up model takes twice our time.
-    assert re.search(r"onnxruntime, 10 ms</td><td>ours-cpu, 5 ms</td><td>2.00</td>", page)
+    assert re.search(r"<td>2.00</td><td>ours-cpu, 5 ms</td><td>onnxruntime, 10 ms</td>", page)
 
 
 def test_report_and_compare_commands(tmp_path):

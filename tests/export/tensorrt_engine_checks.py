@@ -34,7 +34,7 @@ def check_settings() -> None:
             workspace=1 << 28,
             timing_cache=cache,
             version_compatible=True,
-            precision="bf16",
+            precision="bfloat16",
             progress=True,
         )
         assert cache.read_bytes() == b"timings"
@@ -57,7 +57,7 @@ def check_settings() -> None:
         network.named("progress_monitor =")[0].arguments["value"], trt.IProgressMonitor
     )
     assert report.batches == (2, 3, 4)
-    assert report.precision == "bf16"
+    assert report.precision == "bfloat16"
     assert report.bytes == 4
     assert report.inputs[0].dtype == "bfloat16"
 
@@ -68,7 +68,7 @@ def check_tf32_follows_pytorch() -> None:
         network = Network(trt)
         torch.backends.cudnn.allow_tf32 = allowed
         try:
-            report = export(network, small(), precision="fp32")
+            report = export(network, small(), precision="float32")
         finally:
             torch.backends.cudnn.allow_tf32 = before
         flags = [call.arguments["flag"] for call in network.named("clear_flag")]

@@ -18,7 +18,7 @@ from tests.export.tensorrt_driving import SIZE, error_of, export, small
 from tests.export.tensorrt_interpreter import Network
 from tests.zoo import locuslab
 
-TOLERANCES = {"fp32": 1e-6, "fp16": 3e-3, "bf16": 2e-2}
+TOLERANCES = {"float32": 1e-6, "float16": 3e-3, "bfloat16": 2e-2}
 """Of the largest output: what rounding the weights costs, for the interpreter rounds nothing."""
 
 
@@ -55,7 +55,7 @@ def compare(model: nn.Module, precision: str, **options: Any) -> Network:
         expected = source(images)
     found, kind = network.run(images)
     assert kind == getattr(
-        trt, {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[precision]
+        trt, {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}[precision]
     )
     assert found.shape == expected.shape
     error = float((found - expected).abs().max() / expected.abs().max())
@@ -90,19 +90,19 @@ def check_numbers_fp32() -> None:
     for name, model in variants().items():
         try:
             options = {"example_input": torch.zeros(1, 3, *SIZE)} if name == "columns" else {}
-            compare(model, "fp32", **options)
+            compare(model, "float32", **options)
         except Exception as error:
             raise AssertionError(f"{name}: {error}") from error
 
 
 def check_numbers_fp16() -> None:
     for kind in ("avg", "catavgmax"):
-        compare(small(global_pool=kind), "fp16")
+        compare(small(global_pool=kind), "float16")
 
 
 def check_numbers_bf16() -> None:
     for kind in ("avg", "avgmax"):
-        compare(small(global_pool=kind), "bf16")
+        compare(small(global_pool=kind), "bfloat16")
 
 
 def check_plugins() -> None:
@@ -112,9 +112,9 @@ def check_plugins() -> None:
         assert len(network.named("add_plugin")) == 2
         assert len(network.plugins) == 1
         toeplitz = "Toeplitz" in next(iter(network.plugins))
-        assert toeplitz == (precision != "fp32")
-    compare(variants()["no bias"], "fp16", plugins="triton", capability=80)
-    compare(variants()["relu"], "fp32", plugins="triton", capability=80)
+        assert toeplitz == (precision != "float32")
+    compare(variants()["no bias"], "float16", plugins="triton", capability=80)
+    compare(variants()["relu"], "float32", plugins="triton", capability=80)
 
 
 def check_absent_scale_and_shift() -> None:

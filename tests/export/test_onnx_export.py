@@ -41,13 +41,13 @@ def test_variations(name, tmp_path):
             to_onnx(model, path, image_size=variation.shape[2:])
         return
     report = to_onnx(model, path, image_size=variation.shape[2:])
-    assert report.checks[0].error <= LIMITS["fp32"]
+    assert report.checks[0].error <= LIMITS["float32"]
     # Another batch than the one that was traced, fresh numbers.
     x = torch.randn(5, *variation.shape[1:])
-    assert error_of(path, model, x) <= LIMITS["fp32"]
+    assert error_of(path, model, x) <= LIMITS["float32"]
 
 
-@pytest.mark.parametrize("precision", sparse(["fp32", "fp16", "bf16"], "fp16".__eq__))
+@pytest.mark.parametrize("precision", sparse(["float32", "float16", "bfloat16"], "float16".__eq__))
 @pytest.mark.parametrize("name", sparse(PUBLISHED, "convmixer_768_32".__eq__))
 def test_published_architectures(name, precision, tmp_path):
     # All of the width, two layers of the depth.
@@ -59,8 +59,8 @@ def test_published_architectures(name, precision, tmp_path):
     report = to_onnx(model, path, image_size=side, precision=precision, dynamic_size=True)
     assert report.precision == precision
     assert report.checks[0].error <= LIMITS[precision]
-    if precision != "bf16":  # which ONNX Runtime has no convolution for
-        dtype = torch.float16 if precision == "fp16" else torch.float32
+    if precision != "bfloat16":  # which ONNX Runtime has no convolution for
+        dtype = torch.float16 if precision == "float16" else torch.float32
         x = torch.randn(3, 3, side + 3, 3 * architecture.patch_size)
         assert error_of(path, model, x, dtype) <= LIMITS[precision]
 
@@ -75,7 +75,7 @@ def test_float16_keeps_a_channel_that_hardly_varies(tmp_path):
             norm.running_mean[::3] = 20.0
             norm.bias[::3] = 20.0 * (1e-6 + norm.eps) ** -0.5 * norm.weight[::3]
     path = tmp_path / "model.onnx"
-    to_onnx(model, path, image_size=16, precision="fp16")
+    to_onnx(model, path, image_size=16, precision="float16")
     x = torch.randn(4, 3, 16, 16)
     alone = PlainConvMixer(fold(recognize(model), torch.float16), FORMS["affine"]).half()
     alone.classifier.float()
@@ -99,7 +99,7 @@ def test_sizes(tmp_path):
     entry = onnxruntime.InferenceSession(path).get_inputs()[0]
     assert entry.shape == ["batch", 3, "height", "width"]
     for size in ((1, 3, 4, 4), (3, 3, 33, 18)):
-        assert error_of(path, model, torch.randn(size)) <= LIMITS["fp32"]
+        assert error_of(path, model, torch.randn(size)) <= LIMITS["float32"]
 
 
 def test_one_model_of_one_size(tmp_path):
@@ -109,7 +109,7 @@ def test_one_model_of_one_size(tmp_path):
     example = torch.zeros(2, 3, 16, 16)
     path = tmp_path / "model.onnx"
     to_onnx(model, path, image_size=16, dynamic_batch=False, example_input=example[:1])
-    assert error_of(path, model, torch.randn(1, 3, 16, 16)) <= LIMITS["fp32"]
+    assert error_of(path, model, torch.randn(1, 3, 16, 16)) <= LIMITS["float32"]
     with pytest.raises(ValueError, match=r"fixes dimension 2 .* to 16; pass dynamic_size=False"):
         to_onnx(model, path, image_size=16, dynamic_size=True, example_input=example)
 
@@ -126,7 +126,11 @@ def test_float32_outside_of_a_head_of_its_own(name, tmp_path):
     variation = VARIATIONS[name]
     path = tmp_path / "model.onnx"
     to_onnx(
-        variation.model(), path, image_size=variation.shape[2:], precision="fp16", float32_io=True
+        variation.model(),
+        path,
+        image_size=variation.shape[2:],
+        precision="float16",
+        float32_io=True,
     )
     outputs = onnxruntime.InferenceSession(path).get_outputs()
     assert {output.type for output in outputs} == {"tensor(float)"}
@@ -163,9 +167,9 @@ def test_beside_the_recognition_of_another_model(tmp_path):
 def test_half_precision_inside_alone(tmp_path):
     model = model_of()
     path = tmp_path / "model.onnx"
-    report = to_onnx(model, path, image_size=16, precision="fp16", float32_io=True)
+    report = to_onnx(model, path, image_size=16, precision="float16", float32_io=True)
     assert onnxruntime.InferenceSession(path).get_outputs()[0].type == "tensor(float)"
-    assert report.checks[0].error <= LIMITS["fp16"]
+    assert report.checks[0].error <= LIMITS["float16"]
 
 
 @pytest.mark.parametrize("opset", sparse([18, 20, 21], lambda opset: opset == 18))
@@ -182,7 +186,7 @@ def test_external_data(tmp_path):
     report = to_onnx(model, path, image_size=16, external_data=True)
     assert {file.name for file in tmp_path.iterdir()} == {"model.onnx", "model.onnx.data"}
     assert report.bytes == sum(file.stat().st_size for file in tmp_path.iterdir())
-    assert error_of(path, model, torch.randn(1, 3, 16, 16)) <= LIMITS["fp32"]
+    assert error_of(path, model, torch.randn(1, 3, 16, 16)) <= LIMITS["float32"]
     to_onnx(model, path, image_size=16)
     assert {file.name for file in tmp_path.iterdir()} == {"model.onnx"}
 

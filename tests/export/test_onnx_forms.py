@@ -40,7 +40,7 @@ def test_forms_compute_the_same(form, architecture, tmp_path):
     )
     assert ("Erf" in operators) == (gelu and form == "gelu_parts")
     assert operators["Conv"] == (10 if form == "depthwise" else 5)
-    assert report.checks[0].error <= LIMITS["fp32"]
+    assert report.checks[0].error <= LIMITS["float32"]
 
 
 @pytest.mark.parametrize("form", ["batch_norm_relu", "affine_relu", "shift"])
@@ -53,7 +53,7 @@ def test_scales_that_do_not_suit_stay(form, tmp_path):
         norms[2].weight[5] = 0.0
     path = tmp_path / "model.onnx"
     to_onnx(model, path, image_size=16, form=form)
-    assert error_of(path, model, torch.randn(3, 3, 16, 16)) <= LIMITS["fp32"]
+    assert error_of(path, model, torch.randn(3, 3, 16, 16)) <= LIMITS["float32"]
 
 
 def test_targets_name_forms():

@@ -71,8 +71,8 @@ def test_bytes_optimized(kind):
 @pytest.mark.parametrize(
     ("kind", "precision"),
     sparse(
-        itertools.product((Pixels, Rescaled), ("fp32", "fp16")),
-        lambda point: (point[0] is Pixels) == (point[1] == "fp16"),
+        itertools.product((Pixels, Rescaled), ("float32", "float16")),
+        lambda point: (point[0] is Pixels) == (point[1] == "float16"),
     ),
 )
 def test_bytes_in_a_file(kind, precision, tmp_path):
@@ -122,7 +122,7 @@ def test_channels_last_in_a_file(kind, dynamic_size, tmp_path):
     shape = (3, 21, 17, 3) if dynamic_size else (3, 16, 12, 3)
     x = pixels(*shape) if bytes_ else torch.randn(shape)
     with torch.no_grad():
-        assert relative_error(OnnxModule(path)(x), model(x)) <= LIMITS["fp32"]
+        assert relative_error(OnnxModule(path)(x), model(x)) <= LIMITS["float32"]
 
 
 def test_channels_last_optimized():
@@ -152,7 +152,7 @@ def test_channels_last_pt2(tmp_path):
     to_torch_export(model, path, image_size=(16, 12))
     x = torch.randn(5, 16, 12, 3)
     with torch.no_grad():
-        assert relative_error(torch.export.load(path).module()(x), model(x)) <= LIMITS["fp32"]
+        assert relative_error(torch.export.load(path).module()(x), model(x)) <= LIMITS["float32"]
 
 
 def names(path):
@@ -172,14 +172,14 @@ def test_names(tmp_path):
     with torch.no_grad():
         found = OnnxModule(path)(variation.image())
         truth = variation.model()(variation.image())
-    assert relative_error(found, tuple(truth.values())) <= LIMITS["fp32"]
+    assert relative_error(found, tuple(truth.values())) <= LIMITS["float32"]
     variation = VARIANTS["like-transformers"]
     to_onnx(variation.model(), path, image_size=size)
     assert names(path) == ["images", "logits", "hidden_states_0", "hidden_states_1"]
     with torch.no_grad():
         truth = with_dictionaries(variation.model()(variation.image()))
         found = OnnxModule(path)(variation.image())
-    assert relative_error(found, (truth["logits"], truth["hidden_states"])) <= LIMITS["fp32"]
+    assert relative_error(found, (truth["logits"], truth["hidden_states"])) <= LIMITS["float32"]
     to_onnx(VARIANTS["first-map"].model(), path, image_size=size)
     assert names(path) == ["images", "logits"]
 
@@ -203,9 +203,9 @@ def test_names_that_are_none(options, message, tmp_path):
     ("precision", "activation"),
     sparse(
         itertools.product(
-            ("fp32", "fp16", "int8"), ("gelu", "gelu_tanh", "relu", "hardswish", "silu")
+            ("float32", "float16", "int8"), ("gelu", "gelu_tanh", "relu", "hardswish", "silu")
         ),
-        ("fp16", "gelu_tanh").__eq__,
+        ("float16", "gelu_tanh").__eq__,
     ),
 )
 def test_opset_17(precision, activation, tmp_path):
@@ -219,7 +219,7 @@ def test_opset_17(precision, activation, tmp_path):
     assert {entry.domain: entry.version for entry in loaded.opset_import}[""] == report.opset == 17
     assert "Gelu" not in report.operators
     x = torch.randn(5, 3, 16, 16)
-    x = x.half() if precision == "fp16" else x
+    x = x.half() if precision == "float16" else x
     with torch.no_grad():
         truth = model(x.float())
         assert relative_error(OnnxModule(path)(x), truth) <= LIMITS[precision]
@@ -233,7 +233,7 @@ def test_opset_17_pooling(pool, tmp_path):
     assert (tmp_path / "model.onnx.data").exists()
     x = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
-        assert relative_error(OnnxModule(path)(x), model(x)) <= LIMITS["fp32"]
+        assert relative_error(OnnxModule(path)(x), model(x)) <= LIMITS["float32"]
 
 
 @pytest.mark.parametrize("export", [to_onnx, to_torch_export])

@@ -50,7 +50,7 @@ def test_what_the_file_says_of_the_model(exported):
     description = OnnxModule(exported[1]).description
     assert description.labels == tuple("abcdefg")
     assert description.preprocessing == Preprocessing(16, 0.96, (0.5,), (0.25,))
-    assert (description.model, description.precision) == ("ConvMixer", "fp32")
+    assert (description.model, description.precision) == ("ConvMixer", "float32")
 
 
 def test_copies_pickles_and_threads(exported):
@@ -128,7 +128,7 @@ def test_what_cannot_be_opened(exported, tmp_path, monkeypatch):
 
 def test_bfloat16_needs_a_gpu(tmp_path):
     model = randomize(Architecture(8, 1, 3, 2, "gelu", 3, 5).build())
-    to_onnx(model, tmp_path / "model.onnx", image_size=8, precision="bf16")
+    to_onnx(model, tmp_path / "model.onnx", image_size=8, precision="bfloat16")
     with pytest.raises(BackendUnavailableError, match="Could not find an implementation for Conv"):
         OnnxModule(tmp_path / "model.onnx")
 

@@ -32,7 +32,7 @@ def test_other_sizes_are_checked(tmp_path):
         to_onnx(model, path, image_size=32, dynamic_size=True)
     assert not list(tmp_path.iterdir())
     to_onnx(model, path, image_size=32)
-    assert error_of(path, model, torch.randn(3, 3, 32, 32)) <= LIMITS["fp32"]
+    assert error_of(path, model, torch.randn(3, 3, 32, 32)) <= LIMITS["float32"]
 
 
 @pytest.mark.parametrize(
@@ -130,11 +130,14 @@ def test_what_is_no_valid_file_is_not_kept(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "fp8"}, "precision must be fp32, fp16, bf16 or int8, got 'fp8'"),
-        ({"target": "tflite"}, "target must be 'onnxruntime' or 'tensorrt', got 'tflite'"),
+        ({"precision": "fp8"}, "precision must be one of 'float32', .*'int8', got 'fp8'"),
+        ({"target": "tflite"}, "target must be one of 'onnxruntime', 'tensorrt', got 'tflite'"),
         ({"form": "none"}, "form must be one of 'batch_norm', .*, got 'none'"),
-        ({"opset": 16}, "opset must be from 17 to 23 for precision 'fp32', got 16"),
-        ({"opset": 20, "precision": "bf16"}, "opset must be from 22 to 23 for precision 'bf16'"),
+        ({"opset": 16}, "opset must be from 17 to 23 for precision 'float32', got 16"),
+        (
+            {"opset": 20, "precision": "bfloat16"},
+            "opset must be from 22 to 23 for precision 'bfloat16'",
+        ),
         ({"image_size": 0}, "image_size must be a number of pixels, or height and width, got 0"),
         ({"image_size": (16,)}, "image_size must be a number of pixels, or height and width"),
         ({"image_size": 3}, "image_size must be at least a patch, 4 x 4, got 3"),

@@ -86,7 +86,10 @@ def test_types_without_a_dtype_are_named():
         ({"image_size": 0}, "image_size must be a number or .* got 0"),
         ({"image_size": (1, 2, 3)}, r"image_size must be .* got \(1, 2, 3\)"),
         ({"image_size": 3}, "image_size 3 x 3 is smaller than a patch, 4 x 4 pixels"),
-        ({"precision": "int8"}, "precision must be one of None, 'fp32', 'fp16', 'bf16', got 'int8"),
+        (
+            {"precision": "int8"},
+            "precision must be one of 'float32', 'float16', 'bfloat16', got 'int8",
+        ),
         ({"plugins": "cuda"}, "plugins must be one of 'none', 'triton', got 'cuda'"),
         ({"workspace": -1}, "workspace must be None or a number of bytes, got -1"),
         ({"capability": 90}, "capability is only for plugins='triton'"),
@@ -145,8 +148,8 @@ def test_onnx_arguments(tmp_path):
     file.write_bytes(b"")
     with pytest.raises(ValueError, match="expected a model or the path of an .onnx file, got 'x"):
         to_tensorrt("x.pt", engine)
-    with pytest.raises(ValueError, match="precision='fp16' cannot be chosen for an ONNX file"):
-        to_tensorrt(str(file), engine, precision="fp16")
+    with pytest.raises(ValueError, match="precision='float16' cannot be chosen for an ONNX file"):
+        to_tensorrt(str(file), engine, precision="float16")
     with pytest.raises(ValueError, match="plugins='triton' needs the model itself"):
         to_tensorrt(file, engine, plugins="triton")
     with pytest.raises(FileNotFoundError, match="there is no folder .*missing"):
@@ -222,7 +225,7 @@ def test_files_are_written_at_once(tmp_path):
 
 # The rest needs TensorRT, its libraries included, and a GPU.
 
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +278,7 @@ def test_engine_computes_what_the_model_does(engines, precision, plugins, cuda_g
 @needs_tensorrt
 def test_engine_beside_its_metadata(engines):
     _, engine = engines
-    path = engine("fp16", "triton")
+    path = engine("float16", "triton")
     said = json.loads(metadata_path(path).read_text())
     module = TensorRTModule(path)
     (given,) = said["inputs"]
@@ -288,7 +291,7 @@ def test_engine_beside_its_metadata(engines):
 def test_plugins_need_no_python_at_run_time(engines, tmp_path):
     _, engine = engines
     x = torch.ones(2, 3, 64, 48, dtype=torch.float16, device="cuda")
-    expected = TensorRTModule(engine("fp16", "triton"))(x)
+    expected = TensorRTModule(engine("float16", "triton"))(x)
     script = """
 import sys, torch
 from convmixer_fast.export import TensorRTModule
@@ -298,7 +301,7 @@ torch.save(TensorRTModule(sys.argv[1])(x).cpu(), sys.argv[2])
 assert "tensorrt.plugin" not in sys.modules
 """
     out = tmp_path / "out.pt"
-    command = [sys.executable, "-c", script, str(engine("fp16", "triton")), str(out)]
+    command = [sys.executable, "-c", script, str(engine("float16", "triton")), str(out)]
     subprocess.run(command, check=True)
     torch.testing.assert_close(torch.load(out), expected.cpu(), rtol=0, atol=0)
 
@@ -307,7 +310,7 @@ assert "tensorrt.plugin" not in sys.modules
 @needs_tensorrt
 def test_threads_and_streams_share_a_module(engines):
     _, engine = engines
-    module = TensorRTModule(engine("fp32", "none"))
+    module = TensorRTModule(engine("float32", "none"))
     module = pickle.loads(pickle.dumps(module))
     inputs = [torch.randn(1 + i % 8, 3, 64, 48, device="cuda") for i in range(16)]
     expected = [module(x) for x in inputs]

@@ -74,7 +74,7 @@ def test_versions_stand_beside_each_other(exported, tmp_path):
 
 def test_a_fixed_batch_is_no_batch_of_the_server(model, tmp_path):
     path = tmp_path / "model.onnx"
-    to_onnx(model, path, image_size=16, precision="fp16", dynamic_batch=False)
+    to_onnx(model, path, image_size=16, precision="float16", dynamic_batch=False)
     config = read(to_triton_server(path, tmp_path / "models"))
     assert config.max_batch_size == 0
     assert list(config.input[0].dims) == [1, 3, 16, 16]
@@ -137,7 +137,7 @@ def test_outputs_of_other_types_and_ranks(tmp_path):
 
 def test_bfloat16_and_what_is_no_model(model, tmp_path):
     path = tmp_path / "model.onnx"
-    to_onnx(model, path, image_size=16, precision="bf16")
+    to_onnx(model, path, image_size=16, precision="bfloat16")
     assert read(to_triton_server(path, tmp_path / "models")).input[0].data_type == 14  # TYPE_BF16
     with pytest.raises(ValueError, match="device='cpu' cannot serve bfloat16"):
         to_triton_server(path, tmp_path / "models", device="cpu")
@@ -175,8 +175,8 @@ def test_an_engine(tmp_path):
         ({"version": 0}, "version must be at least 1, got 0"),
         ({"instances": 0}, "instances must be at least 1, got 0"),
         ({"max_delay_us": -1}, "max_delay_us must be at least 0, got -1"),
-        ({"device": "tpu"}, "device must be auto, gpu, or cpu without gpus, got 'tpu'"),
-        ({"device": "cpu", "gpus": [0]}, "cpu without gpus"),
+        ({"device": "tpu"}, "device must be one of 'auto', 'gpu', 'cpu', got 'tpu'"),
+        ({"device": "cpu", "gpus": [0]}, "'auto' or 'gpu' where gpus are given"),
         ({"max_batch": 8, "preferred_batches": [16]}, r"must be at most max_batch, 8, got \[16\]"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",

@@ -13,7 +13,6 @@ import torch
 pytest.importorskip("triton")
 
 import triton
-from rich import console
 
 from convmixer_fast import BackendUnavailableError, optimize
 from convmixer_fast.kernels import trunk as trunks
@@ -25,6 +24,7 @@ from convmixer_fast.models.published import Architecture
 from convmixer_fast.models.randomize import randomize
 from convmixer_fast.runtime import backends, tuning
 from convmixer_fast.runtime import sweep as sweeps
+from convmixer_fast.support import progress
 from tests.sweeps import sparse
 from tests.tolerances import MODEL_TOL
 
@@ -248,9 +248,9 @@ def test_copies_keep_what_was_tuned(model, tmp_path, fixed_times):
 
 def test_progress_is_shown(model, tmp_path, fixed_times, monkeypatch):
     written = io.StringIO()
-    real = console.Console
+    real = progress.Console
     monkeypatch.setattr(
-        console, "Console", lambda **kw: real(file=written, force_terminal=True, width=200)
+        progress, "Console", lambda **kw: real(file=written, force_terminal=True, width=200)
     )
     make(model).tune(torch.randn(SHAPE, device=DEVICE), seconds=0, folder=tmp_path)
     assert "tuning" in written.getvalue()

@@ -1,4 +1,4 @@
-"""Options that several commands take, written once as a dataclass.
+"""Options that several commands take, written once as a dataclass, and what completes them.
 
 Typer reads a command's options from its signature. :func:`takes` puts the fields of a dataclass
 there, and hands the command one object of it.
@@ -10,7 +10,19 @@ import inspect
 from collections.abc import Callable
 from typing import Any, get_type_hints
 
-__all__ = ["takes"]
+from convmixer_fast.choices import words
+
+__all__ = ["completed", "takes"]
+
+
+def completed(choice: Any) -> Callable[[str], list[str]]:
+    """Return what completes the last of a choice's words, separated by commas, in a shell."""
+
+    def complete(incomplete: str) -> list[str]:
+        before, comma, begun = incomplete.rpartition(",")
+        return [before + comma + word for word in words(choice) if word.startswith(begun)]
+
+    return complete
 
 
 def takes(group: type, **defaults: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

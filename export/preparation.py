@@ -20,10 +20,7 @@ from convmixer_fast.recognition.tracing import TRACING, unwrap
 from convmixer_fast.runtime.fused import FusedConvMixer
 from convmixer_fast.spec import ConvMixerSpec, FoldedConvMixer, SizeCondition
 
-__all__ = ["DTYPES", "Sizes", "in_8_bits", "output_shapes", "plain_module", "tracing"]
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-"""Precisions by the name that exporters take."""
+__all__ = ["Sizes", "in_8_bits", "output_shapes", "plain_module", "tracing"]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What is no part of ConvMixer: options, progress, silence and needs of optional libraries."""
