@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 import torch
 import typer
 
-from convmixer_fast.choices import DTYPES, Device, FloatPrecision, listed
+from convmixer_fast.choices import DTYPES, Device, Precision, listed
 from convmixer_fast.support.option_groups import completed
 
 __all__ = ["Batches", "Kept", "Measured", "batch_sizes"]
 
-_AUTO_OR = Literal["auto", FloatPrecision]
+_AUTO_OR = Literal["auto", Precision]
 
 Batches = Annotated[
     str, typer.Option("--batches", "--batch", help="Comma-separated numbers of images.")
@@ -28,7 +28,8 @@ class Measured:
         typer.Option(
             "--dtypes",
             "--dtype",
-            help="Comma-separated: float32, float16, bfloat16; auto: float16 on a GPU.",
+            help="Comma-separated: float32, float16, bfloat16, int8 (of whole models, on a CPU); "
+            "auto: float16 on a GPU.",
             autocompletion=completed(_AUTO_OR),
         ),
     ] = "auto"
@@ -49,15 +50,26 @@ class Measured:
         auto = "cuda" if torch.cuda.is_available() else "cpu"
         return torch.device(auto if self.device == "auto" else self.device)
 
-    def chosen_dtypes(self) -> list[torch.dtype]:
-        """Return the dtypes that ``--dtypes`` names.
+    def precisions(self) -> list[str]:
+        """Return what ``--dtypes`` names: names of dtypes, and int8.
 
         Raises:
             ValueError: a name is unknown.
         """
         automatic = "float16" if self.where.type == "cuda" else "float32"
         names = listed("dtypes", self.dtypes, _AUTO_OR)
-        return [DTYPES[automatic if name == "auto" else name] for name in names]
+        return [automatic if name == "auto" else name for name in names]
+
+    def chosen_dtypes(self) -> list[torch.dtype]:
+        """Return the dtypes that ``--dtypes`` names.
+
+        Raises:
+            ValueError: a name is unknown, or int8.
+        """
+        names = self.precisions()
+        if "int8" in names:
+            raise ValueError("int8 is of whole models: convmixer-fast bench MODEL --dtype int8")
+        return [DTYPES[name] for name in names]
 
 
 @dataclass(frozen=True)

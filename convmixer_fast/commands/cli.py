@@ -227,8 +227,16 @@ def bench(
         image_size = preprocessing_from_metadata(metadata).image_size
     name, channels = Path(model).name if Path(model).is_file() else model, stem_shape(source)[0]
     cases = [
-        convmixer_case(name, lambda: source, (size, channels, image_size, image_size), kind)
-        for kind in measured.chosen_dtypes()
+        replace(
+            convmixer_case(
+                name,
+                lambda: source,
+                (size, channels, image_size, image_size),
+                DTYPES.get(precision, torch.float32),
+            ),
+            int8=precision == "int8",
+        )
+        for precision in measured.precisions()
         for size in batch_sizes(batches)
     ]
     run = Run(measured.where, output, Settings(measured.seconds), fresh=True)

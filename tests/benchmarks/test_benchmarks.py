@@ -301,6 +301,9 @@ def test_lists_of_the_command_line():
     assert Measured(device="cuda").chosen_dtypes() == [torch.float16]
     with pytest.raises(ValueError, match="dtypes must be one of 'auto', .*, got 'f16'"):
         Measured("f16").chosen_dtypes()
+    assert Measured("bfloat16,int8", device="cpu").precisions() == ["bfloat16", "int8"]
+    with pytest.raises(ValueError, match="int8 is of whole models"):
+        Measured("int8").chosen_dtypes()
 
 
 def row(provider, p50_s, case="a") -> Row:
