@@ -49,6 +49,14 @@ coverage: $(READY) ## Run every test and show what they do not reach
 sanitize: $(READY) ## Run the CPU kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(BIN)/python -m tests.sanitize
 
+.PHONY: fuzz
+fuzz: $(READY) ## Try random ops, models and files for ten minutes (ARGS=--minutes 60 --only images)
+	$(BIN)/python -m tests.fuzz $(ARGS)
+
+.PHONY: soak
+soak: $(READY) ## Serve for ten minutes from eight threads; answers and memory are checked
+	$(BIN)/python -m tests.fuzz.load $(ARGS)
+
 .PHONY: lint
 lint: $(READY) ## Check style and formatting (ruff)
 	$(BIN)/ruff check .

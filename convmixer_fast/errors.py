@@ -8,6 +8,7 @@ __all__ = [
     "BackendUnavailableError",
     "CheckpointError",
     "ConvMixerFastError",
+    "ExportedFileError",
     "InferenceOnlyError",
     "MismatchError",
     "MissingDependencyError",
@@ -31,6 +32,10 @@ class BackendUnavailableError(ConvMixerFastError, RuntimeError):
 
 class CheckpointError(ConvMixerFastError, ValueError):
     """A file is not a checkpoint of a ConvMixer, or is damaged, or would run code."""
+
+
+class ExportedFileError(ConvMixerFastError, ValueError):
+    """A file is not what an exporter writes, or is damaged, or of a kind that is not taken."""
 
 
 class InferenceOnlyError(ConvMixerFastError, RuntimeError):

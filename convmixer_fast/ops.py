@@ -57,7 +57,7 @@ def depthwise_block(
         bias: (C,), added before the activation; None for 0.
         scale: (C,), None for 1.
         shift: (C,), None for 0.
-        activation: ``"gelu"`` (erf), ``"gelu_tanh"`` or ``"relu"``.
+        activation: a row of :data:`activations.ACTIVATIONS`.
         residual: whether ``x`` is added.
         backend: ``"auto"``, or the name of one of :data:`backends.BACKENDS`.
 
@@ -116,7 +116,7 @@ def pointwise_block(
         bias: (C_out,), added before the activation; None for 0.
         scale: (C_out,), None for 1.
         shift: (C_out,), None for 0.
-        activation: ``"gelu"`` (erf), ``"gelu_tanh"`` or ``"relu"``.
+        activation: a row of :data:`activations.ACTIVATIONS`.
         backend: ``"auto"``, or the name of one of :data:`backends.BACKENDS`.
 
     Returns:
@@ -167,7 +167,7 @@ def patch_embed(
         bias: (C_out,), added before the activation; None for 0.
         scale: (C_out,), None for 1.
         shift: (C_out,), None for 0.
-        activation: ``"gelu"`` (erf), ``"gelu_tanh"`` or ``"relu"``.
+        activation: a row of :data:`activations.ACTIVATIONS`.
         backend: ``"auto"``, or the name of one of :data:`backends.BACKENDS`.
 
     Returns:

@@ -5,6 +5,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from convmixer_fast.errors import ExportedFileError
+
 __all__ = ["external_weights", "new_file", "weights_beside", "write_whole"]
 
 
@@ -56,6 +58,9 @@ def external_weights(model: Any) -> set[str]:
 
     Args:
         model: a ``ModelProto``, or the path of a file; of what is no ONNX file there are none.
+
+    Raises:
+        ExportedFileError: they are not beside it.
     """
     if isinstance(model, Path):
         import onnx
@@ -64,9 +69,16 @@ def external_weights(model: Any) -> set[str]:
             model = onnx.load(model, load_external_data=False)
         except Exception:  # protobuf's, which has no public name; or there is no such file
             return set()
-    return {
+    found = {
         entry.value
         for tensor in model.graph.initializer
         for entry in tensor.external_data
         if entry.key == "location"
     }
+    # A path would lead out of the folder, to files that are no part of the model.
+    outside = sorted(name for name in found if name in ("", "..") or Path(name).name != name)
+    if outside:
+        raise ExportedFileError(
+            f"expected an ONNX file whose weights are beside it, found weights at {outside}"
+        )
+    return found

@@ -3,16 +3,26 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from convmixer_fast._version import __version__
+from convmixer_fast.errors import ExportedFileError
 from convmixer_fast.models.preprocessing import Preprocessing
 from convmixer_fast.recognition.tracing import unwrap
 
-__all__ = ["Description", "describe", "preprocessing_of", "read_description", "weights_of"]
+__all__ = [
+    "Description",
+    "describe",
+    "metadata_path",
+    "preprocessing_of",
+    "read_description",
+    "read_engine_metadata",
+    "weights_of",
+]
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,35 @@ class Description:
         return found
 
 
+def metadata_path(path: str | Path) -> Path:
+    """Return where the metadata of an engine stands: beside it, with ``.json`` at the end."""
+    return Path(f"{path}.json")
+
+
+def read_engine_metadata(path: str | Path) -> dict[str, Any]:
+    """Return what :func:`to_tensorrt` wrote beside an engine; nothing where there is no such file.
+
+    Raises:
+        ExportedFileError: it is something else.
+    """
+    beside = metadata_path(path)
+    if not beside.is_file():
+        return {}
+    try:
+        said = json.loads(beside.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ExportedFileError(f"{beside} is no metadata of an engine: {error}") from error
+    if not isinstance(said, dict) or not isinstance(said.get("versions", {}), dict):
+        raise ExportedFileError(f"{beside} is no metadata of an engine: expected an object")
+    return said
+
+
+def _names(labels: object) -> tuple[str, ...]:
+    if not isinstance(labels, list | tuple) or not all(isinstance(name, str) for name in labels):
+        raise ValueError(f"labels must be a list of names, got {labels!r}")
+    return tuple(labels)
+
+
 def describe(
     model: nn.Module,
     precision: str,
@@ -102,12 +141,21 @@ def preprocessing_of(config: Mapping[str, Any]) -> Preprocessing | None:
 
 
 def read_description(properties: Mapping[str, str]) -> Description:
-    """Return what :meth:`Description.properties` wrote."""
+    """Return what :meth:`Description.properties` wrote.
+
+    Raises:
+        ExportedFileError: it is something else.
+    """
     preprocessing = None
-    if "preprocessing" in properties:
-        data = json.loads(properties["preprocessing"])
-        data |= {name: tuple(data[name]) for name in ("mean", "std")}
-        preprocessing = Preprocessing(**data)
-    labels = tuple(json.loads(properties.get("labels", "[]")))
+    try:
+        if "preprocessing" in properties:
+            data = json.loads(properties["preprocessing"])
+            data |= {name: tuple(map(float, data[name])) for name in ("mean", "std")}
+            preprocessing = Preprocessing(**data)
+        labels = _names(json.loads(properties.get("labels", "[]")))
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ExportedFileError(
+            f"the file's metadata states its preprocessing or labels wrongly: {error!r}"
+        ) from error
     model, precision = properties.get("model", ""), properties.get("precision", "")
     return Description(model, precision, preprocessing, labels, properties.get("weights", ""))

@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.dlpack import from_dlpack
 
-from convmixer_fast.errors import BackendUnavailableError, MissingDependencyError
+from convmixer_fast.errors import (
+    BackendUnavailableError,
+    ExportedFileError,
+    MissingDependencyError,
+)
 from convmixer_fast.export.metadata import Description, read_description
 
 __all__ = ["OnnxModule"]
@@ -49,6 +53,7 @@ class OnnxModule(nn.Module):
         FileNotFoundError: there is no such file.
         MissingDependencyError: ONNX Runtime is not installed.
         BackendUnavailableError: ONNX Runtime cannot run the file there; says why.
+        ExportedFileError: the file takes something else than images, or its metadata is damaged.
     """
 
     def __init__(
@@ -129,7 +134,14 @@ class OnnxModule(nn.Module):
                 f"ONNX Runtime fell back from {names[0]} to {session.get_providers()[0]}"
             )
         self._session = session
-        (entry,) = session.get_inputs()
+        entries = session.get_inputs()
+        if len(entries) != 1 or entries[0].type not in _DTYPES:
+            found = ", ".join(f"{entry.name} of {entry.type}" for entry in entries) or "none"
+            raise ExportedFileError(
+                f"{self.path.name}: expected one input, images of float16, bfloat16, float32, "
+                f"float64 or uint8, found {found}"
+            )
+        entry = entries[0]
         self._input, self._shape, self._dtype = entry.name, entry.shape, _DTYPES[entry.type]
         self._outputs = [output.name for output in session.get_outputs()]
         return read_description(session.get_modelmeta().custom_metadata_map)

@@ -7,8 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from convmixer_fast.choices import ServerDevice, check_choice
+from convmixer_fast.errors import ExportedFileError
 from convmixer_fast.export.files import external_weights, new_file, write_whole
-from convmixer_fast.export.metadata import read_description
+from convmixer_fast.export.metadata import (
+    metadata_path,
+    read_description,
+    read_engine_metadata,
+)
 
 __all__ = ["to_triton_server"]
 
@@ -94,6 +99,7 @@ def to_triton_server(
         FileNotFoundError: there is no such file.
         FileExistsError: the version's folder has files that no export wrote.
         ValueError: an argument is none of its values.
+        ExportedFileError: the file, or the metadata of the engine, is something else.
     """
     path = Path(model)
     if path.suffix not in _BACKENDS:
@@ -105,6 +111,9 @@ def to_triton_server(
         raise FileNotFoundError(f"no file at {path}")
     _check(name, version, max_batch, preferred_batches, max_delay_us, instances, device, gpus)
     found = _read_onnx(path) if path.suffix == ".onnx" else _read_engine(path)
+    for tensor in (*found.inputs, *found.outputs):
+        if not tensor.dims:
+            raise ExportedFileError(f"{path}: {tensor.name!r} has no dimensions, not even a batch")
     batch = _max_batch(found, max_batch)
     if any(size > batch for size in preferred_batches):
         raise ValueError(
@@ -230,21 +239,24 @@ def _instances(count: int, device: str, gpus: Sequence[int]) -> dict[str, Any]:
 def _read_onnx(path: Path) -> _Model:
     import onnx
 
+    names = {number: name for name, number in onnx.TensorProto.DataType.items()}
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's, which has no public name
-        raise ValueError(f"{path} is no ONNX file: {error}") from error
+        raise ExportedFileError(f"{path} is no ONNX file: {error}") from error
     if not model.graph.input or not model.graph.output:
-        raise ValueError(f"{path} is no ONNX model: it has no input or no output")
+        raise ExportedFileError(f"{path} is no ONNX model: it has no input or no output")
 
     def tensors(values: Sequence[Any]) -> tuple[_Tensor, ...]:
         found = []
         for value in values:
             kind = value.type.tensor_type
             dims = tuple(dim.dim_value or -1 for dim in kind.shape.dim)
-            dtype = onnx.TensorProto.DataType.Name(kind.elem_type)
+            dtype = names.get(kind.elem_type, str(kind.elem_type))
             if dtype not in _TYPES:
-                raise ValueError(f"{value.name} is of type {dtype}, which is not supported here")
+                raise ExportedFileError(
+                    f"{value.name} is of type {dtype}, which is not supported here"
+                )
             found.append(_Tensor(value.name, _TYPES[dtype], dims))
         return tuple(found)
 
@@ -261,19 +273,25 @@ def _read_onnx(path: Path) -> _Model:
 
 def _read_engine(path: Path) -> _Model:
     """Read the metadata that :func:`to_tensorrt` writes beside an engine."""
-    beside = Path(f"{path}.json")
+    beside = metadata_path(path)
     if not beside.is_file():
         raise FileNotFoundError(f"no metadata of the engine at {beside}, where to_tensorrt puts it")
-    data = json.loads(beside.read_text())
+    data = read_engine_metadata(path)
 
     def tensors(key: str) -> tuple[_Tensor, ...]:
         return tuple(
-            _Tensor(entry["name"], _TYPES[entry["dtype"]], tuple(entry["shape"]))
+            _Tensor(str(entry["name"]), _TYPES[entry["dtype"]], tuple(map(int, entry["shape"])))
             for entry in data[key]
         )
 
-    labels = tuple(data.get("labels") or ())
-    return _Model(tensors("inputs"), tensors("outputs"), int(data["batches"][2]), labels)
+    try:
+        labels = tuple(map(str, data.get("labels") or ()))
+        found = _Model(tensors("inputs"), tensors("outputs"), int(data["batches"][2]), labels)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise ExportedFileError(f"{beside} is no metadata of an engine: {error!r}") from error
+    if not found.inputs or not found.outputs or found.max_batch is None or found.max_batch < 1:
+        raise ExportedFileError(f"{beside}: the engine has no input, no output or no batch")
+    return found
 
 
 class _Name(str):

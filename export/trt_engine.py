@@ -14,7 +14,7 @@ from convmixer_fast.choices import DTYPES, FloatPrecision, Plugins, check_choice
 from convmixer_fast.errors import MissingDependencyError, UnsupportedModelError
 from convmixer_fast.export import trt_bindings
 from convmixer_fast.export.files import new_file, write_whole
-from convmixer_fast.export.metadata import weights_of
+from convmixer_fast.export.metadata import metadata_path, weights_of
 from convmixer_fast.export.trt_build import Build, TensorInfo
 from convmixer_fast.export.trt_network import DepthwiseOp, plain_head
 from convmixer_fast.folding import fold
@@ -24,7 +24,7 @@ from convmixer_fast.recognition.tracing import unwrap
 from convmixer_fast.runtime.fused import FusedConvMixer
 from convmixer_fast.spec import FoldedConvMixer
 
-__all__ = ["EngineReport", "TensorInfo", "metadata_path", "to_tensorrt"]
+__all__ = ["EngineReport", "TensorInfo", "to_tensorrt"]
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,6 @@ class EngineReport:
     preprocessing: dict[str, Any] | None
     weights: str = ""
     """``"random"`` where a model's are known to be; else empty."""
-
-
-def metadata_path(path: str | Path) -> Path:
-    """Return where the metadata of an engine stands: beside it, with ``.json`` at the end."""
-    return Path(f"{path}.json")
 
 
 def to_tensorrt(

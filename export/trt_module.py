@@ -1,6 +1,5 @@
 """TensorRTModule: an engine as an ``nn.Module`` that takes and returns PyTorch's CUDA tensors."""
 
-import json
 import threading
 import weakref
 from collections.abc import Iterator
@@ -13,8 +12,8 @@ from torch import Tensor, nn
 
 from convmixer_fast.errors import BackendUnavailableError, InferenceOnlyError
 from convmixer_fast.export import trt_bindings
+from convmixer_fast.export.metadata import read_engine_metadata
 from convmixer_fast.export.trt_bindings import Log, torch_dtype
-from convmixer_fast.export.trt_engine import metadata_path
 from convmixer_fast.runtime.cuda_graphs import CudaGraphs
 
 __all__ = ["Streams", "TensorRTModule"]
@@ -128,8 +127,7 @@ class TensorRTModule(nn.Module):
     def _load(self, plan: bytes) -> Any:
         # Kept, because the engine refers to it.
         self._runtime = self._trt.Runtime(self._log.logger)
-        metadata = metadata_path(self.path)
-        said = json.loads(metadata.read_bytes()) if metadata.is_file() else {}
+        said = read_engine_metadata(self.path)
         if said.get("version_compatible"):
             self._runtime.engine_host_code_allowed = True
         engine = self._runtime.deserialize_cuda_engine(plan)

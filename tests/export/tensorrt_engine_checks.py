@@ -11,9 +11,11 @@ from unittest import mock
 import tensorrt as trt
 import torch
 
+from convmixer_fast.choices import DTYPES
 from convmixer_fast.errors import TensorRTError
 from convmixer_fast.export import trt_build, trt_module
-from convmixer_fast.export.trt_engine import PRECISIONS, metadata_path, to_tensorrt
+from convmixer_fast.export.metadata import metadata_path
+from convmixer_fast.export.trt_engine import to_tensorrt
 from convmixer_fast.export.trt_progress import BuildProgress
 from convmixer_fast.models.preprocessing import Preprocessing
 from tests.export.tensorrt_driving import SIZE, error_of, export, small, using
@@ -123,7 +125,7 @@ def check_real_bindings_take_every_call() -> None:
         folder = stack.enter_context(using(trt))
         models = [small(), small(global_pool="catavgmax"), small(global_pool="avgmax")]
         for plugins in ({}, {"plugins": "triton", "capability": 90}):
-            for precision in PRECISIONS:
+            for precision in DTYPES:
                 for model in models:
                     to_tensorrt(
                         model,

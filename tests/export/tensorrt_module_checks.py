@@ -17,7 +17,7 @@ from torch import nn
 
 from convmixer_fast.errors import InferenceOnlyError, TensorRTError
 from convmixer_fast.export import trt_module
-from convmixer_fast.export.trt_engine import metadata_path
+from convmixer_fast.export.metadata import metadata_path
 from convmixer_fast.runtime.cuda_graphs import CudaGraphs
 from tests.export.tensorrt_driving import raised, using
 from tests.export.tensorrt_interpreter import Network

@@ -22,7 +22,7 @@ from convmixer_fast.errors import (
 )
 from convmixer_fast.export import TensorRTModule, to_tensorrt, trt_bindings, trt_engine
 from convmixer_fast.export.files import write_whole
-from convmixer_fast.export.trt_engine import metadata_path
+from convmixer_fast.export.metadata import metadata_path
 from convmixer_fast.export.trt_module import Streams
 from convmixer_fast.models.randomize import randomize
 from tests.tolerances import MODEL_TOL
