@@ -18,6 +18,7 @@ __all__ = [
     "Precision",
     "ServerDevice",
     "TorchOps",
+    "Verify",
     "check_choice",
     "float_precision",
     "listed",
@@ -34,6 +35,7 @@ CalibrationMethod = Literal["minmax", "percentile", "entropy"]
 CudaGraphs = Literal["auto"] | bool
 InTraining = Literal["raise", "stay"]
 OnnxTarget = Literal["onnxruntime", "tensorrt"]
+Verify = Literal["auto"] | bool
 TorchOps = Literal["plain", "fused"]
 Plugins = Literal["none", "triton"]
 Device = Literal["auto", "cuda", "cpu"]

@@ -12,13 +12,14 @@ from convmixer_fast.choices import (
     CalibrationMethod,
     CudaGraphs,
     InTraining,
+    Verify,
     check_choice,
 )
 from convmixer_fast.errors import UnsupportedModelError
 from convmixer_fast.folding import fold
 from convmixer_fast.recognition.recognize import recognize
 from convmixer_fast.recognition.tracing import unwrap
-from convmixer_fast.runtime import backends
+from convmixer_fast.runtime import backends, self_check
 from convmixer_fast.runtime.fused import FusedConvMixer
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def optimize(
     calibration_method: CalibrationMethod = "minmax",
     validation: tuple[Tensor, Tensor] | None = None,
     progress: bool = True,
+    verify: Verify = "auto",
 ) -> FusedConvMixer:
     """Return a module that computes what ``model`` does, faster.
 
@@ -81,6 +83,11 @@ def optimize(
         validation: int8: images and their classes (N,), on which accuracy is measured.
         progress: int8: whether to show on the terminal what is going on, which takes seconds for a
             small model and minutes for a large one.
+        verify: whether the result is compared with ``model`` in float64, on a small random input,
+            before it is returned: a backend that this machine's compiler or driver gets wrong never
+            serves. ``"auto"``: on a GPU, the first time that such a model meets such a device,
+            driver and versions, which is kept on disk. With ``backend="auto"`` the next one takes
+            the place of one that is wrong, with a warning.
 
     Returns:
         The optimized module, on the model's device, for inference only. Its ``quantization`` says
@@ -94,6 +101,7 @@ def optimize(
             is none of its values, or there is a ``calibration`` without ``precision="int8"``.
         MissingDependencyError: int8 needs onnx, onnxscript and onnxruntime.
         BackendUnavailableError: the backend named cannot run here, or ``release`` is not for it.
+        MismatchError: ``verify`` found the backend named wrong; the message has the numbers.
     """
     if cuda_graphs not in ("auto", True, False):
         raise ValueError(f"cuda_graphs must be 'auto', True or False, got {cuda_graphs!r}")
@@ -101,6 +109,8 @@ def optimize(
         raise ValueError(f"chunk must be None or a number of images, at least 1, got {chunk!r}")
     check_choice("in_training", in_training, InTraining)
     check_choice("calibration_method", calibration_method, CalibrationMethod)
+    if verify not in ("auto", True, False):
+        raise ValueError(f"verify must be 'auto', True or False, got {verify!r}")
     if precision not in (None, "int8"):
         raise ValueError(f"precision must be 'int8' or None, got {precision!r}; see dtype")
     if (precision is None) != (calibration is None):
@@ -159,6 +169,8 @@ def optimize(
             RuntimeWarning,
             stacklevel=2,
         )
+    if verify is True or (verify == "auto" and chosen == "triton" and device.type == "cuda"):
+        self_check.ensure(fused, model, example_input, once=verify == "auto")
     source = unwrap(model)
     named = (getattr(source, "pretrained_cfg", None) or {}).get("architecture")
     fused.made_from = f"{type(source).__name__} ({named})" if named else type(source).__name__

@@ -13,6 +13,7 @@ from convmixer_fast.models.convmixer import ConvMixerInterface, GlobalPool
 from convmixer_fast.ops import asks_for_gradient, check_dense
 from convmixer_fast.runtime.blocks import (
     DepthwiseBlock,  # noqa: F401
+    FusedBlock,
     PatchEmbed,
     PointwiseBlock,  # noqa: F401
     folded_layer,
@@ -192,6 +193,19 @@ class FusedConvMixer(ConvMixerInterface):
             input_name=self.input_name,
             input_layout=self.input_layout,
         )
+
+    def use_backend(self, backend: BackendName) -> None:
+        """Run on another backend from the next call on.
+
+        Raises:
+            ReleasedWeightsError: the weights are gone.
+        """
+        for block in self.modules():
+            if isinstance(block, FusedBlock):
+                block.need_weights("another backend")
+                block.backend = backend
+        self.backend = backend
+        self._engine = Engine()
 
     @property
     def tuned(self) -> dict[Any, Any]:

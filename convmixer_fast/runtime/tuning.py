@@ -231,11 +231,17 @@ def _read(path: Path, key: Mapping[str, Any], what_for: TunedFor) -> Tuning | No
 
 
 def _write(path: Path, key: Mapping[str, Any], tuning: Tuning) -> None:
-    data = {"key": key, "tuned": tuning.tuned.to_json(), "seconds": tuning.seconds}
-    # Whole or not at all, whoever reads meanwhile.
+    try:
+        write_json(path, {"key": key, "tuned": tuning.tuned.to_json(), "seconds": tuning.seconds})
+    except OSError as error:
+        _log.warning("what is tuned is not kept: %s", error)
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write a file of the cache, whole or not at all, whoever reads it meanwhile."""
     new = path.with_suffix(f".{os.getpid()}")
     try:
         new.write_text(json.dumps(data, indent=1))
         new.replace(path)
-    except OSError as error:
-        _log.warning("what is tuned is not kept: %s", error)
+    finally:
+        new.unlink(missing_ok=True)
