@@ -9,6 +9,7 @@ from typing import Any
 from convmixer_fast.benchmarks.plots import PICTURES, THEMES, draw
 from convmixer_fast.benchmarks.results import ResultFile, Row, by_case
 from convmixer_fast.benchmarks.tables import best, duration, number, speedup
+from convmixer_fast.support.files import write_whole
 
 __all__ = ["write_report"]
 
@@ -69,7 +70,7 @@ def write_report(results: ResultFile, path: Path, title: str = "convmixer_fast b
         f'</title><meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>'
         f"<body>\n{chr(10).join(parts)}\n</body></html>\n"
     )
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page.encode())
 
 
 def _pictures(results: ResultFile) -> Iterator[str]:

@@ -1,14 +1,15 @@
 """Rows of results, and the files that keep them: JSON with everything, CSV beside it."""
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 from convmixer_fast.benchmarks.ceilings import Ceilings
 from convmixer_fast.benchmarks.environment import Environment
+from convmixer_fast.support.files import write_whole
 
 __all__ = ["ResultFile", "Row", "by_case", "read_folder", "read_results"]
 
@@ -171,37 +172,17 @@ class ResultFile:
             "absent": self.absent,
             "rows": [asdict(row) for row in self.rows],
         }
-        _replace(self.path, json.dumps(data, indent=1) + "\n")
+        write_whole(self.path, (json.dumps(data, indent=1) + "\n").encode())
         labels = list(dict.fromkeys(name for row in self.rows for name in row.labels))
         plain = [item.name for item in fields(Row) if item.name != "labels"]
-        with _Replacement(self.path.with_suffix(".csv")) as file:
-            writer = csv.writer(file)
-            writer.writerow([*plain, *labels, *_DERIVED])
-            for row in self.rows:
-                values = [getattr(row, name) for name in plain]
-                values += [row.labels.get(name, "") for name in labels]
-                writer.writerow([*values, *(getattr(row, name) for name in _DERIVED)])
-
-
-class _Replacement:
-    """A text file that takes the place of ``path`` when it is complete."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.new = path, path.with_name(path.name + ".new")
-
-    def __enter__(self) -> Any:
-        self.file = self.new.open("w", encoding="utf-8", newline="")
-        return self.file
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self.file.close()
-        if kind is None:
-            self.new.replace(self.path)
-
-
-def _replace(path: Path, text: str) -> None:
-    with _Replacement(path) as file:
-        file.write(text)
+        table = io.StringIO(newline="")
+        writer = csv.writer(table)
+        writer.writerow([*plain, *labels, *_DERIVED])
+        for row in self.rows:
+            values = [getattr(row, name) for name in plain]
+            values += [row.labels.get(name, "") for name in labels]
+            writer.writerow([*values, *(getattr(row, name) for name in _DERIVED)])
+        write_whole(self.path.with_suffix(".csv"), table.getvalue().encode())
 
 
 def read_results(path: Path) -> ResultFile:

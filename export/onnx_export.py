@@ -20,7 +20,7 @@ from convmixer_fast.export.checks import (
     photographs,
     random_images,
 )
-from convmixer_fast.export.files import external_weights, new_file, weights_beside
+from convmixer_fast.export.files import external_weights, weights_beside
 from convmixer_fast.export.forms import choose_form
 from convmixer_fast.export.metadata import Description, describe
 from convmixer_fast.export.onnx_check import check_file, classes_of, measure_accuracy
@@ -33,6 +33,7 @@ from convmixer_fast.export.preparation import (
     tracing,
 )
 from convmixer_fast.models.preprocessing import Preprocessing
+from convmixer_fast.support.files import new_file
 from convmixer_fast.support.progress import status
 
 __all__ = ["OnnxReport", "to_onnx"]

@@ -21,13 +21,13 @@ from convmixer_fast.export.checks import (
     photographs,
     random_images,
 )
-from convmixer_fast.export.files import new_file
 from convmixer_fast.export.forms import FORMS
 from convmixer_fast.export.metadata import describe
 from convmixer_fast.export.preparation import Sizes, in_8_bits, plain_module, tracing
 from convmixer_fast.folding import fold
 from convmixer_fast.recognition.recognize import recognize
 from convmixer_fast.runtime.fused import FusedConvMixer
+from convmixer_fast.support.files import new_file
 from convmixer_fast.support.progress import status
 
 __all__ = ["TorchExportReport", "to_torch_export"]

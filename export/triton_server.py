@@ -8,12 +8,13 @@ from typing import Any
 
 from convmixer_fast.choices import ServerDevice, check_choice
 from convmixer_fast.errors import ExportedFileError
-from convmixer_fast.export.files import external_weights, new_file, write_whole
+from convmixer_fast.export.files import external_weights
 from convmixer_fast.export.metadata import (
     metadata_path,
     read_description,
     read_engine_metadata,
 )
+from convmixer_fast.support.files import new_file, write_whole
 
 __all__ = ["to_triton_server"]
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from convmixer_fast.errors import TensorRTError
-from convmixer_fast.export.files import write_whole
 from convmixer_fast.export.trt_bindings import Log, torch_dtype
 from convmixer_fast.export.trt_network import DepthwiseOp, add_convmixer
 from convmixer_fast.export.trt_progress import BuildProgress
 from convmixer_fast.spec import FoldedConvMixer
+from convmixer_fast.support.files import write_whole
 
 __all__ = ["Build", "TensorInfo"]
 

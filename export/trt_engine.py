@@ -13,7 +13,6 @@ from convmixer_fast._version import __version__
 from convmixer_fast.choices import DTYPES, FloatPrecision, Plugins, check_choice
 from convmixer_fast.errors import MissingDependencyError, UnsupportedModelError
 from convmixer_fast.export import trt_bindings
-from convmixer_fast.export.files import new_file, write_whole
 from convmixer_fast.export.metadata import metadata_path, weights_of
 from convmixer_fast.export.trt_build import Build, TensorInfo
 from convmixer_fast.export.trt_network import DepthwiseOp, plain_head
@@ -23,6 +22,7 @@ from convmixer_fast.recognition.recognize import recognize
 from convmixer_fast.recognition.tracing import unwrap
 from convmixer_fast.runtime.fused import FusedConvMixer
 from convmixer_fast.spec import FoldedConvMixer
+from convmixer_fast.support.files import new_file, write_whole
 
 __all__ = ["EngineReport", "TensorInfo", "to_tensorrt"]
 

@@ -21,6 +21,7 @@ from convmixer_fast.choices import BackendName
 from convmixer_fast.errors import MismatchError
 from convmixer_fast.runtime import backends
 from convmixer_fast.runtime.fused import FusedConvMixer
+from convmixer_fast.support.files import write_whole
 
 __all__ = ["SelfCheck", "ensure", "self_check"]
 
@@ -179,10 +180,8 @@ def _file(fused: FusedConvMixer) -> Path:
 
 
 def _keep(found: SelfCheck, path: Path) -> None:
-    from convmixer_fast.runtime.tuning import write_json
-
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"found": str(found)})
+        write_whole(path, json.dumps({"found": str(found)}).encode())
     except OSError as error:
         _log.warning("that a backend was checked is not kept: %s", error)

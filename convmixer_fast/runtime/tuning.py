@@ -24,6 +24,7 @@ from convmixer_fast._version import __version__
 from convmixer_fast.kernels.trunk import even_parts
 from convmixer_fast.kernels.tuned import Problem, Tile, Tuned, TunedFor, device_name, tuned_for
 from convmixer_fast.runtime.sweep import medians_on, sweep
+from convmixer_fast.support.files import write_whole
 
 __all__ = ["Tuning", "cache_folder", "chunks_to_try", "environment", "tune"]
 
@@ -231,17 +232,8 @@ def _read(path: Path, key: Mapping[str, Any], what_for: TunedFor) -> Tuning | No
 
 
 def _write(path: Path, key: Mapping[str, Any], tuning: Tuning) -> None:
+    data = {"key": key, "tuned": tuning.tuned.to_json(), "seconds": tuning.seconds}
     try:
-        write_json(path, {"key": key, "tuned": tuning.tuned.to_json(), "seconds": tuning.seconds})
+        write_whole(path, json.dumps(data, indent=1).encode())
     except OSError as error:
         _log.warning("what is tuned is not kept: %s", error)
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write a file of the cache, whole or not at all, whoever reads it meanwhile."""
-    new = path.with_suffix(f".{os.getpid()}")
-    try:
-        new.write_text(json.dumps(data, indent=1))
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)

@@ -10,9 +10,10 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
 from convmixer_fast.export import to_onnx, to_tensorrt, to_torch_export, to_triton_server
-from convmixer_fast.export.files import new_file, weights_beside, write_whole
+from convmixer_fast.export.files import weights_beside
 from convmixer_fast.models.published import Architecture
 from convmixer_fast.models.randomize import randomize
+from convmixer_fast.support.files import new_file, write_whole
 
 
 @pytest.fixture(scope="module")

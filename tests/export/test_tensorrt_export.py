@@ -21,10 +21,10 @@ from convmixer_fast.errors import (
     UnsupportedModelError,
 )
 from convmixer_fast.export import TensorRTModule, to_tensorrt, trt_bindings, trt_engine
-from convmixer_fast.export.files import write_whole
 from convmixer_fast.export.metadata import metadata_path
 from convmixer_fast.export.trt_module import Streams
 from convmixer_fast.models.randomize import randomize
+from convmixer_fast.support.files import write_whole
 from tests.tolerances import MODEL_TOL
 
 has_tensorrt = importlib.util.find_spec("tensorrt") is not None

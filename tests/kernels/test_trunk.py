@@ -56,6 +56,17 @@ def test_chunks_give_what_the_whole_batch_does(chunk, result):
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_the_same_bits_whatever_stands_beside(dtype):
+    trunk = trunk_of(folded(Architecture(24, 2, 7, 4, "gelu", 3, 5), dtype))
+    x = torch.randn(3, 3, 40, 28, device=DEVICE).to(dtype)
+    first = trunk(x, "logits").clone()
+    assert torch.equal(trunk(x, "logits"), first)
+    others = torch.randn_like(x)
+    others[1] = x[1]
+    assert torch.equal(trunk(others, "logits")[1], first[1])
+
+
 def test_no_images():
     trunk = trunk_of(folded(Architecture(8, 1, 3, 2, "relu", 3, 5)), chunk=2)
     x = torch.zeros(0, 3, 8, 8, device=DEVICE)
