@@ -4,6 +4,7 @@ Statistics of BatchNorm and scales of channels vary by orders of magnitude, as t
 """
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from convmixer_fast import ConvMixer, optimize
-from convmixer_fast.accuracy import relative_error
+from convmixer_fast.accuracy import LIMITS, relative_error
 from convmixer_fast.activations import ACTIVATIONS
 
 __all__ = ["ModelCase", "check_determinism", "check_model", "model_cases"]
@@ -79,9 +80,11 @@ def check_model(case: ModelCase) -> None:
         result = fast(x)
         assert result.shape == truth.shape
         assert result.dtype == case.dtype
-        if not truth.numel():
+        if not truth.numel() or truth.abs().max() > 0.9 * torch.finfo(case.dtype).max:
             return
         eager = relative_error(model(x), truth)
+        if not math.isfinite(eager):  # an activation is beyond float16, and ours are in float32
+            eager = LIMITS[case.dtype]
         ours = relative_error(result, truth)
     assert ours <= 2 * eager + _ULPS * torch.finfo(case.dtype).eps, f"{ours:.2e}, eager {eager:.2e}"
 
