@@ -23,7 +23,7 @@ from convmixer_fast.choices import DTYPES, ActivationName, BackendName, FloatPre
 from convmixer_fast.commands.export_commands import export_app
 from convmixer_fast.commands.predict import predict_files
 from convmixer_fast.errors import ConvMixerFastError
-from convmixer_fast.models.checkpoint import build, read_checkpoint
+from convmixer_fast.models.checkpoint import build, is_checkpoint, read_checkpoint
 from convmixer_fast.models.images import (
     find_images,
     parse_labels,
@@ -125,7 +125,8 @@ def verify_command(
     model: Annotated[
         str,
         typer.Argument(
-            help="A timm name (convmixer_768_32), a checkpoint file, or dim/depth/kernel/patch."
+            help="A timm name (convmixer_768_32), a checkpoint file, hf-hub:NAME, or "
+            "dim/depth/kernel/patch."
         ),
     ],
     backend: Backend = "auto",
@@ -191,7 +192,8 @@ def bench(
     model: Annotated[
         str,
         typer.Argument(
-            help="A timm name (convmixer_768_32), a checkpoint file, or dim/depth/kernel/patch."
+            help="A timm name (convmixer_768_32), a checkpoint file, hf-hub:NAME, or "
+            "dim/depth/kernel/patch."
         ),
     ] = "convmixer_768_32",
     batches: Batches = "1",
@@ -222,8 +224,7 @@ def bench(
         need("matplotlib.figure", "bench --report", "bench")  # before minutes of measuring
     source, _ = find_model(model, activation, pretrained)
     if image_size is None:
-        is_file = Path(model).is_file()
-        metadata = read_checkpoint(Path(model)).metadata if is_file else {}
+        metadata = read_checkpoint(model).metadata if is_checkpoint(model) else {}
         image_size = preprocessing_from_metadata(metadata).image_size
     name, channels = Path(model).name if Path(model).is_file() else model, stem_shape(source)[0]
     cases = [
@@ -252,7 +253,10 @@ def bench(
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files, or directories of them.")],
     checkpoint: Annotated[
-        Path, typer.Option("--checkpoint", "-c", help="Trained weights (.safetensors, .pth).")
+        str,
+        typer.Option(
+            "--checkpoint", "-c", help="Trained weights: .safetensors, .pth, or hf-hub:NAME."
+        ),
     ],
     labels: Annotated[Path | None, typer.Option(help="Class names: one a line, or JSON.")] = None,
     activation: Activation = None,

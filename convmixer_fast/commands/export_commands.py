@@ -20,7 +20,7 @@ from convmixer_fast.choices import (
     ServerDevice,
     TorchOps,
 )
-from convmixer_fast.models.checkpoint import read_checkpoint
+from convmixer_fast.models.checkpoint import is_checkpoint, read_checkpoint
 from convmixer_fast.models.images import (
     find_images,
     load_image,
@@ -49,7 +49,10 @@ class Source:
     """The model that is exported, and where to."""
 
     model: Annotated[
-        str, typer.Argument(help="A checkpoint file, dim/depth/kernel/patch, or a timm name.")
+        str,
+        typer.Argument(
+            help="A checkpoint file, hf-hub:NAME, dim/depth/kernel/patch, or a timm name."
+        ),
     ]
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")]
     image_size: Annotated[
@@ -81,7 +84,7 @@ class Source:
             )
         if not trained:
             _out.print("the weights are random", highlight=False)
-        metadata = read_checkpoint(self.model).metadata if Path(self.model).is_file() else {}
+        metadata = read_checkpoint(self.model).metadata if is_checkpoint(self.model) else {}
         prepare = None
         if {"mean", "std"} & set(metadata):
             prepare = preprocessing_from_metadata(metadata)

@@ -19,10 +19,17 @@ from convmixer_fast.choices import ActivationName
 from convmixer_fast.errors import CheckpointError
 from convmixer_fast.models.checkpoint_files import read_safetensors, read_torch
 from convmixer_fast.models.convmixer import ConvMixer
+from convmixer_fast.models.hub import (
+    CONFIG,
+    WEIGHTS,
+    fetch,
+    hub_repository,
+    metadata_of,
+)
 from convmixer_fast.models.published import PUBLISHED, Architecture
 from convmixer_fast.models.tensor_names import Named, renamed
 
-__all__ = ["Checkpoint", "build", "load", "read_checkpoint"]
+__all__ = ["Checkpoint", "build", "is_checkpoint", "load", "read_checkpoint"]
 
 _log = logging.getLogger(__name__)
 
@@ -47,10 +54,11 @@ def load(
     """Load a trained ConvMixer from a checkpoint file into the reference model.
 
     Args:
-        path: a ``.safetensors`` file, or one that ``torch.save`` wrote (``.pth``,
-            ``.pth.tar``, ``.pt``): a state_dict, or a training checkpoint that holds one, by
-            whatever name (of several an exponential average), under whatever prefix, with
-            whatever else beside it. What is left out is said through logging.
+        path: a name on the Hugging Face hub, ``"hf-hub:timm/convmixer_768_32.in1k"``, whose
+            cache, token and offline mode are huggingface_hub's; a ``.safetensors`` file, or one
+            that ``torch.save`` wrote (``.pth``, ``.pth.tar``, ``.pt``): a state_dict, or a training
+            checkpoint that holds one, by whatever name (of several an exponential average), under
+            whatever prefix, with whatever else beside it. What is left out is said through logging.
         activation: ``"gelu"``, ``"gelu_tanh"`` or ``"relu"``. Not needed for the published
             architectures (:data:`published.PUBLISHED`), nor for safetensors files whose
             metadata has ``activation``; weights do not show it.
@@ -63,7 +71,9 @@ def load(
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: the file is damaged, holds code, or is no ConvMixer's.
+        CheckpointError: the file is damaged, holds code, or is no ConvMixer's; or it is not in the
+            hub's cache, and the hub has none or cannot be reached.
+        MissingDependencyError: huggingface_hub is needed and not installed.
         ValueError: the activation is not known and must be given, or a name is unknown.
     """
     checkpoint = read_checkpoint(path)
@@ -112,13 +122,26 @@ def build(
     return model.to(checkpoint.tensors["stem.0.weight"].dtype)
 
 
+def is_checkpoint(name: str | Path) -> bool:
+    """Whether a name is that of a file or of a model on the hub, and no architecture's."""
+    return hub_repository(name) is not None or Path(name).is_file()
+
+
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a file's tensors under this package's names, and what they show of the model.
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: the file is damaged, holds code, or is no ConvMixer's.
+        CheckpointError: the file is damaged, holds code, or is no ConvMixer's; or see :func:`load`.
     """
+    repository = hub_repository(path)
+    if repository is not None:
+        said = metadata_of(fetch(repository, CONFIG), repository)
+        found = read_checkpoint(fetch(repository, *WEIGHTS))
+        # What the file itself says is nearer to its weights.
+        known = found.architecture.activation or said.get("activation", "")
+        architecture = replace(found.architecture, activation=known)
+        return replace(found, architecture=architecture, metadata={**said, **found.metadata})
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint file at {path}")

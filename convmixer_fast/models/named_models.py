@@ -1,11 +1,9 @@
 """The model that a user of the command line names: a file, an architecture, a published name."""
 
-from pathlib import Path
-
 from torch import nn
 
 from convmixer_fast.choices import ActivationName
-from convmixer_fast.models.checkpoint import load
+from convmixer_fast.models.checkpoint import is_checkpoint, load
 from convmixer_fast.models.published import PUBLISHED, Architecture
 from convmixer_fast.models.randomize import randomize
 
@@ -18,14 +16,15 @@ def find_model(
     """Return the model that a user named, and whether its weights are trained.
 
     Args:
-        name: a checkpoint file, ``dim/depth/kernel/patch``, or a name of timm's.
+        name: a checkpoint file, ``hf-hub:`` and a model on the Hugging Face hub,
+            ``dim/depth/kernel/patch``, or a name of timm's.
         activation: where neither the file nor the name tells.
         pretrained: whether timm is to load trained weights; else they are random.
 
     Raises:
         ValueError: there is no such model.
     """
-    if Path(name).is_file():
+    if is_checkpoint(name):
         return load(name, activation=activation), True
     numbers = name.split("/")
     if all(number.isdigit() for number in numbers):

@@ -21,6 +21,7 @@ from convmixer_fast.runtime.blocks import (
 )
 from convmixer_fast.runtime.engine import Engine
 from convmixer_fast.runtime.explanation import Explanation
+from convmixer_fast.runtime.pretrained import Pretrained
 from convmixer_fast.spec import FoldedConvMixer, FoldedLayer, Head
 
 # Two are not used here: pickles made with 0.1 look for them in this module.
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["FusedConvMixer"]
 
 
-class FusedConvMixer(ConvMixerInterface):
+class FusedConvMixer(ConvMixerInterface, Pretrained):
     """A ConvMixer for inference: drop-in for the module that it was made from.
 
     Made by :func:`convmixer_fast.optimize`. Takes and returns what the source module
