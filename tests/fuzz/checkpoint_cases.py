@@ -181,7 +181,11 @@ def _doubled(tensors: dict[Any, Any], name: str, chance: random.Random, _: Path)
 
 def _grown(tensors: dict[Any, Any], name: str, chance: random.Random, _: Path) -> None:
     tensor = tensors[name]
-    if isinstance(tensor, Tensor) and tensor.dim() and tensor.layout == torch.strided:
+    # One that is expanded would become a file of gigabytes, which may take gigabytes to read.
+    whole = (
+        isinstance(tensor, Tensor) and tensor.layout == torch.strided and 0 not in tensor.stride()
+    )
+    if whole and tensor.dim():
         tensors[name] = tensor.repeat_interleave(2, chance.randrange(tensor.dim()))
 
 
