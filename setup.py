@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent
 SOURCES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.cpp"))
 HEADERS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.h"))
 
-WINGS = ["commands", "models", "recognition", "runtime"]
+WINGS = ["commands", "integrations", "models", "recognition", "runtime", "support"]
 # Sub-packages whose folders stand beside the package's own.
 BESIDE = ["benchmarks", "benchmarks.gpu", "export", "kernels"]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from convmixer_fast.runtime.backends import cpu_rates
-from convmixer_fast.timing import Measure, cuda_events, interleave, wall_clock
+from convmixer_fast.support.timing import Measure, cuda_events, interleave, wall_clock
 
 __all__ = ["Ceilings", "measure_ceilings"]
 

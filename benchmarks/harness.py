@@ -21,7 +21,7 @@ from convmixer_fast.benchmarks.providers import Provider
 from convmixer_fast.benchmarks.results import ResultFile, Row
 from convmixer_fast.benchmarks.subjects import Case, Subject
 from convmixer_fast.export.checks import LIMITS as EXPORT_LIMITS
-from convmixer_fast.timing import Measure, cuda_events, interleave, wall_clock
+from convmixer_fast.support.timing import Measure, cuda_events, interleave, wall_clock
 
 __all__ = ["DeviceLostError", "Settings", "run_cases"]
 

@@ -22,6 +22,7 @@ _WINGS = {
 FORMER_PATHS = {
     "convmixer_fast.graphs": "convmixer_fast.recognition.aten_graph",
     "convmixer_fast.model": "convmixer_fast.models.convmixer",
+    "convmixer_fast.timing": "convmixer_fast.support.timing",
 } | {
     f"convmixer_fast.{name}": f"convmixer_fast.{wing}.{name}"
     for wing, names in _WINGS.items()

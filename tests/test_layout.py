@@ -11,7 +11,7 @@ from tests.paths import ROOT
 
 FLOORS = (
     {"_version", "activations", "choices", "errors", "spec", "support"},
-    {"_C", "reference", "timing"},
+    {"_C", "reference"},
     {"kernels"},
     {"models"},
     {"accuracy", "recognition"},
@@ -19,7 +19,7 @@ FLOORS = (
     {"export"},
     {"optimize", "verify"},
     {"benchmarks"},
-    {"commands"},
+    {"commands", "integrations"},
     {"_former_paths", ""},
     {"__main__"},
 )
@@ -106,3 +106,9 @@ def test_exporters_know_no_kernel_but_the_plugin_file():
 def test_the_top_level_is_a_short_list():
     rooms = {name for name in (module.partition(".")[0] for module in MODULES) if name}
     assert len(rooms - set(BESIDE) - {"__main__", "_C", "_version", "_former_paths"}) <= 16
+
+
+def test_every_folder_is_in_the_package_that_is_built():
+    (line,) = (x for x in (ROOT / "setup.py").read_text().splitlines() if x.startswith("WINGS"))
+    folders = {path.parent.name for path in (ROOT / "convmixer_fast").glob("*/__init__.py")}
+    assert set(ast.literal_eval(line.partition("=")[2].strip())) == folders - set(BESIDE)

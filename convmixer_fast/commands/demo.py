@@ -28,7 +28,7 @@ from convmixer_fast.optimize import optimize
 from convmixer_fast.runtime import backends
 from convmixer_fast.support.optional import need
 from convmixer_fast.support.progress import bars
-from convmixer_fast.timing import Timings, interleave
+from convmixer_fast.support.timing import Timings, interleave
 
 __all__ = ["run"]
 

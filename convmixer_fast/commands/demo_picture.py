@@ -9,7 +9,7 @@ from PIL import Image
 from convmixer_fast.commands.demo_report import DemoReport
 from convmixer_fast.models.digits import Digits
 from convmixer_fast.support.optional import need
-from convmixer_fast.timing import Timings
+from convmixer_fast.support.timing import Timings
 
 __all__ = ["draw"]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from convmixer_fast.accuracy import LIMITS, relative_error
 from convmixer_fast.choices import BackendName
 from convmixer_fast.errors import MismatchError
-from convmixer_fast.timing import Timings
+from convmixer_fast.support.timing import Timings
 
 __all__ = ["TOLERANCE", "DemoReport", "LogitsComparison"]
 

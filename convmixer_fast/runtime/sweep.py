@@ -18,7 +18,7 @@ from convmixer_fast.kernels.launch import Epilogue, Launch, capability, fp32_inp
 from convmixer_fast.kernels.pointwise_tma import suits_tma
 from convmixer_fast.kernels.tuned import Problem, Tile
 from convmixer_fast.runtime.cuda_graphs import CAPTURING
-from convmixer_fast.timing import cuda_events, interleave, wall_clock
+from convmixer_fast.support.timing import cuda_events, interleave, wall_clock
 
 __all__ = ["Sweep", "Trial", "medians_on", "sweep"]
 

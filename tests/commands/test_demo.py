@@ -18,7 +18,7 @@ from convmixer_fast.models import digits
 from convmixer_fast.models.checkpoint import read_checkpoint
 from convmixer_fast.models.randomize import randomize
 from convmixer_fast.runtime import backends
-from convmixer_fast.timing import Timings, cuda_events, interleave
+from convmixer_fast.support.timing import Timings, cuda_events, interleave
 from tests.paths import DIGITS
 
 has_images = pytest.mark.skipif(

@@ -1,0 +1,1 @@
+"""Optimized modules where other libraries look for them."""
