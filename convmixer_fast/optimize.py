@@ -174,8 +174,8 @@ def optimize(
     source = unwrap(model)
     named = (getattr(source, "pretrained_cfg", None) or {}).get("architecture")
     fused.made_from = f"{type(source).__name__} ({named})" if named else type(source).__name__
-    # What timm reads to choose the preprocessing of a model's images.
-    for name in ("pretrained_cfg", "default_cfg"):
+    # What timm and transformers read to choose the preprocessing of images and the classes' names.
+    for name in ("pretrained_cfg", "default_cfg", "config"):
         config = getattr(source, name, None)
         if config is not None:
             setattr(fused, name, copy.deepcopy(config))

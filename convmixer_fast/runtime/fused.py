@@ -195,6 +195,18 @@ class FusedConvMixer(ConvMixerInterface, Pretrained):
             input_layout=self.input_layout,
         )
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and so the images must be."""
+        stem: Any = self.stem
+        return stem.weight.device  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the input of the stem: the images', where nothing stands before it."""
+        stem: Any = self.stem
+        return stem.dtype  # type: ignore[no-any-return]
+
     def use_backend(self, backend: BackendName) -> None:
         """Run on another backend from the next call on.
 
