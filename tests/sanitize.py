@@ -19,15 +19,22 @@ from tests.runtime.test_cpu_backend import ISAS
 MEMORY = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
 THREADS = "-fsanitize=thread -g1"
 CALLERS = 6
-CHECKS = """
+RANDOM = 300
+"""Calls of each op, with all that its tensors may be."""
+CHECKS = f"""
 import torch
-from convmixer_fast import _C
+from hypothesis import HealthCheck, given, seed, settings
 from tests.runtime import cpu_cases, test_cpu_int8, test_cpu_trunk
 torch.set_num_threads(3)
 cpu_cases.check_all_cases()
 test_cpu_trunk.check_all()
 test_cpu_int8.check_all()
-print("clean:", _C.isa())
+from tests.fuzz.op_cases import OPS, check_op, op_cases
+few = settings(
+    max_examples={RANDOM}, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+)
+for op in OPS:
+    seed(0)(few(given(op_cases(op, "cpu"))(check_op)))()
 """
 _CANNOT = "this machine cannot run these kernels"
 
