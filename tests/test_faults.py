@@ -113,12 +113,12 @@ def test_a_file_is_whole_whoever_reads_it(tmp_path):
         import json, sys
         from pathlib import Path
         from convmixer_fast.support.files import write_whole
-        for number in range(300):
+        for number in range(100):
             write_whole(Path({str(path)!r}), json.dumps([number] * 5000).encode())
     """
 
     def write(number):
-        for _ in range(60):
+        for _ in range(25):
             files.write_whole(path, json.dumps([number] * 5000).encode())
 
     def read():

@@ -18,6 +18,7 @@ from convmixer_fast.models.published import Architecture
 from convmixer_fast.models.randomize import randomize
 from tests.models.fake_hub import TOKEN, fake_hub
 from tests.paths import ROOT
+from tests.sweeps import sparse
 from tests.zoo import VARIATIONS
 
 CONFIG = {
@@ -189,7 +190,9 @@ def test_labels_as_transformers_has_them(tmp_path):
 @pytest.mark.parametrize(
     "name", ["reference", "reference-catavgmax", "reference-no-pool", "shared-layers", "labml"]
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", sparse([torch.float32, torch.bfloat16], lambda dtype: dtype == torch.float32, ids=str)
+)
 def test_a_folder_and_back(tmp_path, name, dtype):
     variation = VARIATIONS[name]
     fast = optimize(variation.model(), dtype=dtype)
