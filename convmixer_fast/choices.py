@@ -16,6 +16,7 @@ __all__ = [
     "OnnxTarget",
     "Plugins",
     "Precision",
+    "PredictionFormat",
     "ServerDevice",
     "TorchOps",
     "Verify",
@@ -38,6 +39,7 @@ OnnxTarget = Literal["onnxruntime", "tensorrt"]
 Verify = Literal["auto"] | bool
 TorchOps = Literal["plain", "fused"]
 Plugins = Literal["none", "triton"]
+PredictionFormat = Literal["text", "json", "csv"]
 Device = Literal["auto", "cuda", "cpu"]
 ServerDevice = Literal["auto", "gpu", "cpu"]
 

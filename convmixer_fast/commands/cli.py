@@ -2,8 +2,8 @@
 
 import json
 import logging
-import os
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,9 +19,17 @@ from rich.table import Table
 
 from convmixer_fast._version import __version__
 from convmixer_fast.benchmarks.options import Batches, Measured, batch_sizes
-from convmixer_fast.choices import DTYPES, ActivationName, BackendName, FloatPrecision, listed
+from convmixer_fast.choices import (
+    DTYPES,
+    ActivationName,
+    BackendName,
+    FloatPrecision,
+    PredictionFormat,
+    listed,
+)
 from convmixer_fast.commands.export_commands import export_app
 from convmixer_fast.commands.predict import predict_files
+from convmixer_fast.commands.prediction_output import PredictionWriter, printable
 from convmixer_fast.errors import ConvMixerFastError
 from convmixer_fast.models.checkpoint import build, is_checkpoint, read_checkpoint
 from convmixer_fast.models.images import (
@@ -251,7 +259,10 @@ def bench(
 
 @app.command()
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="Image files, or directories of them.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(help="Image files, directories of them; - for a list on standard input."),
+    ],
     checkpoint: Annotated[
         str,
         typer.Option(
@@ -269,12 +280,17 @@ def predict(
     ] = None,
     mean: Annotated[str | None, typer.Option(help="Comma-separated, of pixels in [0, 1].")] = None,
     std: Annotated[str | None, typer.Option(help="Comma-separated, of pixels in [0, 1].")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    form: Annotated[
+        PredictionFormat,
+        typer.Option("--format", help="json: an object a line; csv: a row for each class shown."),
+    ] = "text",
+    as_json: Annotated[bool, typer.Option("--json", help="As --format json.")] = False,
 ) -> None:
     """Classify images with a trained ConvMixer.
 
     Preprocessing is timm's: resize the shorter side, crop the centre, normalise; from the
-    checkpoint's metadata where it states it, otherwise ImageNet's. An image that cannot be
+    checkpoint's metadata where it states it, otherwise ImageNet's. Pictures are turned upright, by
+    EXIF, first. An image that cannot be
     read is reported and skipped, and the exit code is then 1.
     """
     contents = read_checkpoint(checkpoint)
@@ -290,22 +306,27 @@ def predict(
         std=_floats("--std", std),
     )
     names = _labels(labels, contents.metadata, fast.num_classes)
-    files = find_images(images)
-    bad = 0
+    files = find_images(images, sys.stdin)
+    writer = PredictionWriter("json" if as_json else form, names, top)
+    bad, start = 0, time.perf_counter()
     with _progress() as progress:
         task = progress.add_task("classifying", total=len(files))
         for path, result in predict_files(fast, files, prepare, batch):
             if isinstance(result, OSError):
                 bad += 1
                 _err.print(
-                    _shown(f"skipped {path}: {result}"),
+                    printable(f"skipped {path}: {result}"),
                     markup=False,
                     highlight=False,
                     soft_wrap=True,
                 )
             else:
-                _print_prediction(path, result, names, top, as_json)
+                writer.write(path, result)
             progress.advance(task)
+    seconds = time.perf_counter() - start
+    if len(files) > 1:
+        rate = (len(files) - bad) / seconds
+        _err.print(f"{len(files) - bad} images, {rate:.4g} images/s", highlight=False)
     if bad:
         _err.print(f"{bad} of {len(files)} images could not be read")
         raise typer.Exit(1)
@@ -315,31 +336,6 @@ def _progress() -> Progress:
     # Where both go to one terminal, results take the bar's place.
     shown = _err.is_terminal and not sys.stdout.isatty()
     return bars(_err, shown=shown)
-
-
-def _print_prediction(
-    path: Path, probabilities: torch.Tensor, names: list[str] | None, top: int, as_json: bool
-) -> None:
-    values, indices = probabilities.topk(min(top, len(probabilities)))
-    classes = [
-        {
-            "class": index,
-            **({} if names is None else {"label": names[index]}),
-            "probability": round(value, 6),
-        }
-        for value, index in zip(values.tolist(), indices.tolist(), strict=True)
-    ]
-    if as_json:
-        print(json.dumps({"image": str(path), "predictions": classes}))
-        return
-    print(_shown(path))
-    for entry in classes:
-        print(f"  {entry['probability']:7.2%}  {entry.get('label', entry['class'])}")
-
-
-def _shown(text: object) -> str:
-    """Return ``text`` as a terminal takes it: names of files may hold bytes that are no text."""
-    return os.fsencode(str(text)).decode(errors="replace")
 
 
 def _device(backend: str) -> torch.device:

@@ -2,17 +2,19 @@
 
 Resize the shorter side (bicubic), crop the centre, scale to [0, 1], normalise:
 timm's ``create_transform(..., is_training=False)`` with ``crop_mode="center"``. A picture more than
-32 times as long as wide is first cut to that about its middle, of which the crop is a part.
+32 times as long as wide is first cut to that about its middle, of which the crop is a part; one
+whose EXIF data say that it is turned is turned upright.
 """
 
 import json
 import math
 import stat
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from convmixer_fast.models.preprocessing import Preprocessing
@@ -64,11 +66,21 @@ def load_image(path: str | Path, preprocessing: Preprocessing, in_chans: int = 3
                     f"its pixels have the mode {file.mode}, more than 8 bits a channel, which "
                     "Pillow would clip; convert it to 8 bits first"
                 )
-            image = file.convert(_MODES[in_chans])
+            file.load()  # of damaged pixels Pillow complains once: not where it is passed over
+            upright = ImageOps.exif_transpose(file) if _is_turned(file) else file
+            image = upright.convert(_MODES[in_chans])
     except Exception as error:  # readers of damaged files raise what they like
         reason = str(error) or type(error).__name__
         raise OSError(f"cannot read the image {path}: {reason}") from error
     return to_input(crop(image, preprocessing), preprocessing)
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """Whether EXIF data say that the camera was; what is damaged there says nothing."""
+    try:
+        return bool(image.getexif().get(ExifTags.Base.Orientation, 1) != 1)
+    except Exception:  # readers of damaged files raise what they like
+        return False
 
 
 def crop(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
@@ -102,14 +114,22 @@ def _center_crop(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def find_images(paths: list[Path]) -> list[Path]:
+def find_images(paths: Sequence[Path], listed: Iterable[str] = ()) -> list[Path]:
     """Return the files of ``paths``, directories replaced by the image files inside, sorted.
+
+    Args:
+        paths: files and directories; ``-`` stands for those of ``listed``.
+        listed: a path a line.
 
     Raises:
         FileNotFoundError: a directory holds no image file.
     """
     found: list[Path] = []
     for path in paths:
+        if str(path) == "-":
+            lines = (line.rstrip("\r\n") for line in listed)
+            found.extend(find_images([Path(line) for line in lines if line and line != "-"]))
+            continue
         if not path.is_dir():
             found.append(path)
             continue
