@@ -14,6 +14,7 @@ __all__ = [
     "FloatPrecision",
     "InTraining",
     "OnnxTarget",
+    "OpenVinoPrecision",
     "Plugins",
     "Precision",
     "PredictionFormat",
@@ -32,6 +33,7 @@ BackendName = Literal["auto", "triton", "cpu", "reference"]
 """Those of :func:`backend_info`, and the choice among them."""
 FloatPrecision = Literal["float32", "float16", "bfloat16"]
 Precision = Literal[FloatPrecision, "int8"]
+OpenVinoPrecision = Literal["float32", "float16", "int8"]
 CalibrationMethod = Literal["minmax", "percentile", "entropy"]
 CudaGraphs = Literal["auto"] | bool
 InTraining = Literal["raise", "stay"]

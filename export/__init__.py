@@ -1,4 +1,4 @@
-"""Exporters of the folded form: ONNX, torch.export, TensorRT, NVIDIA's Triton Inference Server.
+"""Exporters of the folded form: ONNX, OpenVINO, torch.export, TensorRT, Triton Inference Server.
 
 Importing this loads none of what they need: each is imported when it is asked for.
 """
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from convmixer_fast.export.onnx_export import OnnxReport, to_onnx
     from convmixer_fast.export.onnx_module import OnnxModule
+    from convmixer_fast.export.openvino_export import OpenVinoReport, to_openvino
     from convmixer_fast.export.torch_export import TorchExportReport, to_torch_export
     from convmixer_fast.export.triton_server import to_triton_server
     from convmixer_fast.export.trt_engine import EngineReport, to_tensorrt
@@ -18,9 +19,11 @@ __all__ = [
     "EngineReport",
     "OnnxModule",
     "OnnxReport",
+    "OpenVinoReport",
     "TensorRTModule",
     "TorchExportReport",
     "to_onnx",
+    "to_openvino",
     "to_tensorrt",
     "to_torch_export",
     "to_triton_server",
@@ -30,9 +33,11 @@ _MODULES = {
     "EngineReport": "trt_engine",
     "OnnxModule": "onnx_module",
     "OnnxReport": "onnx_export",
+    "OpenVinoReport": "openvino_export",
     "TensorRTModule": "trt_module",
     "TorchExportReport": "torch_export",
     "to_onnx": "onnx_export",
+    "to_openvino": "openvino_export",
     "to_tensorrt": "trt_engine",
     "to_torch_export": "torch_export",
     "to_triton_server": "triton_server",

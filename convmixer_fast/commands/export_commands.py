@@ -1,4 +1,4 @@
-"""The command ``convmixer-fast export``: onnx, tensorrt, pt2, triton-server."""
+"""The command ``convmixer-fast export``: onnx, openvino, tensorrt, pt2, triton-server."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from convmixer_fast.choices import (
     CalibrationMethod,
     FloatPrecision,
     OnnxTarget,
+    OpenVinoPrecision,
     Plugins,
     Precision,
     ServerDevice,
@@ -33,11 +34,12 @@ from convmixer_fast.support.option_groups import takes
 
 if TYPE_CHECKING:
     from convmixer_fast.export.checks import ExportReport
+    from convmixer_fast.export.onnx_export import OnnxReport
 
 __all__ = ["export_app"]
 
 export_app = typer.Typer(
-    help="Write a model for other runtimes: ONNX, TensorRT, torch.export, Triton Inference Server.",
+    help="Write a model for other runtimes: ONNX, OpenVINO, TensorRT, torch.export, Triton Inference Server.",
     no_args_is_help=True,
 )
 _out = Console()
@@ -110,6 +112,35 @@ class OpenSizes:
     )
 
 
+@dataclass(frozen=True)
+class Quantized:
+    """How 8-bit numbers are chosen, and what they are compared with."""
+
+    calibration: Annotated[
+        list[Path] | None, typer.Option(help="int8: images, or folders of them.")
+    ] = None
+    calibration_method: Annotated[
+        CalibrationMethod, typer.Option(help="int8: how ranges are chosen.")
+    ] = "minmax"
+    quantize_depthwise: Annotated[
+        bool, typer.Option("--quantize-depthwise", help="int8: depthwise convolutions too.")
+    ] = False
+    validation: Annotated[
+        Path | None, typer.Option(help="A folder with one of images for each class, by number.")
+    ] = None
+
+    def options(self, model: "_Model") -> dict[str, Any]:
+        """Read the images; return the options of :func:`to_onnx`."""
+        return {
+            "calibration": None if self.calibration is None else _load(self.calibration, model),
+            "calibration_method": self.calibration_method,
+            "quantize_depthwise": self.quantize_depthwise,
+            "validation": (
+                None if self.validation is None else _load_classes(self.validation, model)
+            ),
+        }
+
+
 class _Model(NamedTuple):
     module: nn.Module
     image_size: int
@@ -120,27 +151,17 @@ class _Model(NamedTuple):
 @export_app.command()
 @takes(Source)
 @takes(OpenSizes)
+@takes(Quantized)
 def onnx(
     source: Source,
     sizes: OpenSizes,
+    quantized: Quantized,
     precision: Annotated[Precision, typer.Option(help="Of the file.")] = "float32",
     target: Annotated[OnnxTarget, typer.Option(help="The runtime it is for.")] = "onnxruntime",
     opset: Annotated[int | None, typer.Option(help="Of ONNX; else 20, for bfloat16 22.")] = None,
     float32_io: Annotated[
         bool, typer.Option("--float32-io", help="16 bits inside, float32 outside.")
     ] = False,
-    calibration: Annotated[
-        list[Path] | None, typer.Option(help="int8: images, or folders of them.")
-    ] = None,
-    calibration_method: Annotated[
-        CalibrationMethod, typer.Option(help="int8: how ranges are chosen.")
-    ] = "minmax",
-    quantize_depthwise: Annotated[
-        bool, typer.Option("--quantize-depthwise", help="int8: depthwise convolutions too.")
-    ] = False,
-    validation: Annotated[
-        Path | None, typer.Option(help="A folder with one of images for each class, by number.")
-    ] = None,
     labels: Annotated[Path | None, typer.Option(help="Class names: one a line, or JSON.")] = None,
 ) -> None:
     """Write an ONNX file of standard operators, checked by ONNX Runtime."""
@@ -157,25 +178,41 @@ def onnx(
         opset=opset,
         target=target,
         float32_io=float32_io,
-        calibration=None if calibration is None else _load(calibration, model),
-        calibration_method=calibration_method,
-        quantize_depthwise=quantize_depthwise,
         preprocessing=model.preprocessing,
         labels=model.labels,
-        validation=None if validation is None else _load_classes(validation, model),
+        **quantized.options(model),
     )
-    if report.layers:
-        table = Table("layer", "weight dB", "rounding dB", "result dB")
-        for name, error in report.layers.items():
-            values = (error.weight_db, error.rounding_db, error.result_db)
-            table.add_row(name, *(f"{value:.1f}" for value in values))
-        _out.print(table)
-    if report.same_as_float32 is not None:
-        share = f"{report.same_as_float32:.1%}"
-        _out.print(f"calibration images with the class of float32: {share}", highlight=False)
-    if report.accuracy:
-        shares = ", ".join(f"{name} {share:.2%}" for name, share in report.accuracy.items())
-        _out.print(f"right of the validation images: {shares}", highlight=False)
+    _show_quantized(report)
+    _show(report)
+
+
+@export_app.command()
+@takes(Source)
+@takes(OpenSizes)
+@takes(Quantized)
+def openvino(
+    source: Source,
+    sizes: OpenSizes,
+    quantized: Quantized,
+    precision: Annotated[OpenVinoPrecision, typer.Option(help="Of the file.")] = "float32",
+    labels: Annotated[Path | None, typer.Option(help="Class names: one a line, or JSON.")] = None,
+) -> None:
+    """Write OpenVINO's own files, .xml and .bin, checked by OpenVINO."""
+    from convmixer_fast.export import to_openvino
+
+    model = source.read(labels)
+    report = to_openvino(
+        model.module,
+        source.output,
+        image_size=model.image_size,
+        precision=precision,
+        dynamic_batch=not sizes.fixed_batch,
+        dynamic_size=sizes.any_size,
+        preprocessing=model.preprocessing,
+        labels=model.labels,
+        **quantized.options(model),
+    )
+    _show_quantized(report.onnx)
     _show(report)
 
 
@@ -316,6 +353,21 @@ def _load_classes(folder: Path, model: _Model) -> tuple[Tensor, Tensor]:
     images = {int(path.name): _load([path], model) for path in sorted(folders)}
     classes = [torch.full((len(batch),), number) for number, batch in images.items()]
     return torch.cat(list(images.values())), torch.cat(classes)
+
+
+def _show_quantized(report: "OnnxReport") -> None:
+    if report.layers:
+        table = Table("layer", "weight dB", "rounding dB", "result dB")
+        for name, error in report.layers.items():
+            values = (error.weight_db, error.rounding_db, error.result_db)
+            table.add_row(name, *(f"{value:.1f}" for value in values))
+        _out.print(table)
+    if report.same_as_float32 is not None:
+        share = f"{report.same_as_float32:.1%}"
+        _out.print(f"calibration images with the class of float32: {share}", highlight=False)
+    if report.accuracy:
+        shares = ", ".join(f"{name} {share:.2%}" for name, share in report.accuracy.items())
+        _out.print(f"right of the validation images: {shares}", highlight=False)
 
 
 def _show(report: "ExportReport") -> None:
