@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["export_app"]
 
 export_app = typer.Typer(
-    help="Write a model for other runtimes: ONNX, OpenVINO, TensorRT, torch.export, Triton Inference Server.",
+    help="Write a model for other runtimes: ONNX, OpenVINO, TensorRT, torch.export, Triton server.",
     no_args_is_help=True,
 )
 _out = Console()

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-openvino = pytest.importorskip("openvino", reason="needs openvino: pip install openvino")
-pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install '.[onnx]'")
-
 from convmixer_fast.accuracy import relative_error
 from convmixer_fast.errors import MismatchError
 from convmixer_fast.export import openvino_export, to_openvino
 from convmixer_fast.models.published import Architecture
 from convmixer_fast.models.randomize import randomize
 from tests.sweeps import sparse
+
+openvino = pytest.importorskip("openvino", reason="needs openvino: pip install openvino")
+pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install '.[onnx]'")
 
 IMAGES = torch.rand(6, 3, 16, 20, generator=torch.Generator().manual_seed(0))
 
