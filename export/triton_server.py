@@ -70,6 +70,7 @@ def to_triton_server(
     device: ServerDevice = "auto",
     gpus: Sequence[int] = (),
     labels: Sequence[str] | None = None,
+    warmup: bool = True,
 ) -> Path:
     """Write the folder that the server serves ``model`` from.
 
@@ -92,6 +93,8 @@ def to_triton_server(
         device: ``"gpu"``, ``"cpu"``, or ``"auto"`` for what the server has.
         gpus: numbers of the GPUs; none means all.
         labels: of the classes; None takes those in the file.
+        warmup: whether the server runs one image and a full batch of zeros before it says that it
+            is ready, where a file's images are of one size: first calls are slow.
 
     Returns:
         The model's folder.
@@ -146,6 +149,8 @@ def to_triton_server(
             "preferred_batch_size": list(preferred_batches),
             "max_queue_delay_microseconds": max_delay_us,
         }
+    if warmup:
+        config["model_warmup"] = _warmup(found, batch)
     folder = Path(repository) / name
     place = folder / str(version)
     earlier = _check_place(place, folder, {filename, *found.weights})
@@ -230,6 +235,25 @@ def _tensor(tensor: _Tensor, batch: int) -> dict[str, Any]:
     entry = {"name": tensor.name, "data_type": _Name(tensor.data_type), "dims": dims or [1]}
     # The server has no tensors without a dimension.
     return entry if dims else {**entry, "reshape": {"shape": _Name("[]")}}
+
+
+def _warmup(found: _Model, batch: int) -> list[dict[str, Any]]:
+    """Return requests of zeros; none where sizes are open."""
+    inputs = []
+    for tensor in found.inputs:
+        dims = list(tensor.dims[1:] if batch > 0 else tensor.dims)
+        if -1 in dims:
+            return []
+        zeros = {
+            "data_type": _Name(tensor.data_type),
+            "dims": dims or [1],
+            "zero_data": _Name("true"),
+        }
+        inputs.append({"key": tensor.name, "value": zeros})
+    return [
+        {"name": f"{images} at once", "batch_size": images, "inputs": inputs}
+        for images in dict.fromkeys((1, max(1, batch)))
+    ]
 
 
 def _instances(count: int, device: str, gpus: Sequence[int]) -> dict[str, Any]:

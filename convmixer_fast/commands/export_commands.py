@@ -307,6 +307,9 @@ def triton_server(
     labels: Annotated[
         Path | None, typer.Option(help="Class names; else those in the file.")
     ] = None,
+    warmup: Annotated[
+        bool, typer.Option(help="Whether the server first runs batches of zeros.")
+    ] = True,
 ) -> None:
     """Write a model repository for NVIDIA's Triton Inference Server."""
     from convmixer_fast.export import to_triton_server
@@ -325,6 +328,7 @@ def triton_server(
         instances=instances,
         device=device,
         labels=None if labels is None else read_labels(labels),
+        warmup=warmup,
     )
     _out.print(f"wrote {folder}", markup=False, soft_wrap=True)
 

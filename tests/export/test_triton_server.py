@@ -60,6 +60,10 @@ def test_an_onnx_file(exported, tmp_path):
     batching = config.dynamic_batching
     assert list(batching.preferred_batch_size) == [8, 32]
     assert batching.max_queue_delay_microseconds == 200
+    one, full = config.model_warmup
+    assert (one.batch_size, full.batch_size) == (1, 32)
+    zeros = full.inputs["images"]
+    assert (zeros.zero_data, list(zeros.dims), zeros.data_type) == (True, [3, 16, 16], 11)
     (group,) = config.instance_group
     assert (group.count, group.kind) == (2, group.KIND_GPU)
 
@@ -80,6 +84,10 @@ def test_a_fixed_batch_is_no_batch_of_the_server(model, tmp_path):
     assert list(config.input[0].dims) == [1, 3, 16, 16]
     assert not config.HasField("dynamic_batching")
     assert config.input[0].data_type == 10  # TYPE_FP16
+    (warmup,) = config.model_warmup
+    assert (warmup.batch_size, list(warmup.inputs["images"].dims)) == (1, [1, 3, 16, 16])
+    config = read(to_triton_server(path, tmp_path / "models", warmup=False))
+    assert not config.model_warmup
 
 
 def test_open_sizes_and_several_outputs(tmp_path):
@@ -90,6 +98,7 @@ def test_open_sizes_and_several_outputs(tmp_path):
     assert list(config.input[0].dims) == [3, -1, -1]
     assert [out.name for out in config.output] == ["coarse", "fine_0", "fine_1"]
     assert list(config.instance_group[0].gpus) == [1, 0]
+    assert not config.model_warmup  # no size to make a request of
 
 
 def test_external_weights_come_along(model, tmp_path):
