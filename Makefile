@@ -71,6 +71,16 @@ format: $(READY) ## Rewrite the sources in the project's format
 typecheck: $(READY) ## Check types (mypy)
 	$(BIN)/mypy -p convmixer_fast
 
+.PHONY: docs
+docs: $(READY) ## Build the documentation in build/docs
+	$(BIN)/pip install -q mkdocs-material "mkdocstrings[python]"
+	$(BIN)/mkdocs build --strict
+
+.PHONY: docs-serve
+docs-serve: $(READY) ## Show the documentation on http://127.0.0.1:8000, as it changes
+	$(BIN)/pip install -q mkdocs-material "mkdocstrings[python]"
+	$(BIN)/mkdocs serve
+
 .PHONY: train
 train: $(READY) ## Train the digits model that ships with the package again
 	$(BIN)/python examples/train_digits.py --output convmixer_fast/data/digits.safetensors
