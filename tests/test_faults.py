@@ -45,9 +45,9 @@ def to_pt2(model, path):
 @pytest.mark.parametrize(
     ("export", "name", "point"),
     [
-        (to_float32, "model.onnx", "onnx_export._write"),
+        pytest.param(to_float32, "model.onnx", "onnx_export._write", marks=pytest.mark.exhaustive),
         (to_float32, "model.onnx", "onnx_export.check_file"),
-        (to_int8, "model.onnx", "onnx_export.classes_of"),
+        pytest.param(to_int8, "model.onnx", "onnx_export.classes_of", marks=pytest.mark.exhaustive),
         (to_int8, "model.onnx", "onnx_quantize._layer_errors"),
         (to_pt2, "model.pt2", "torch_export.check_outputs"),
     ],
@@ -71,6 +71,7 @@ def test_ctrl_c_during_an_export(model, tmp_path, monkeypatch, export, name, poi
     assert set(listing(tmp_path)) == {name}
 
 
+@pytest.mark.exhaustive
 def test_ctrl_c_during_calibration_leaves_the_model_as_it_was(model, monkeypatch):
     pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install '.[onnx]'")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -106,6 +107,7 @@ def test_a_repository_is_never_half_a_model(model, tmp_path, monkeypatch):
     assert listing(folder) == before
 
 
+@pytest.mark.exhaustive
 def test_a_file_is_whole_whoever_reads_it(tmp_path):
     """Two processes and eight threads write one file; every reader finds a whole one."""
     path = tmp_path / "kept.json"

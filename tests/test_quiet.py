@@ -14,6 +14,7 @@ from convmixer_fast.models.published import Architecture
 from convmixer_fast.models.randomize import randomize
 from convmixer_fast.support.progress import bars, status
 from convmixer_fast.support.quiet import logging_by, printing_nothing, without_logs
+from tests.sweeps import sparse
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def model():
     return randomize(Architecture(8, 1, 3, 2, "relu", 3, 4).build())
 
 
-@pytest.mark.parametrize("method", ["minmax", "percentile"])
+@pytest.mark.parametrize("method", sparse(["minmax", "percentile"], lambda m: m == "percentile"))
 def test_int8(model, untouched, method):
     pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install '.[onnx]'")
     optimize(model, precision="int8", calibration=torch.rand(4, 3, 8, 8), calibration_method=method)

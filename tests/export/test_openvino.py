@@ -69,6 +69,7 @@ def test_what_is_refused(model, tmp_path):
         to_openvino(model, tmp_path / "m.xml", precision="bfloat16")
 
 
+@pytest.mark.exhaustive
 def test_files_that_are_wrong_are_not_kept(model, tmp_path, monkeypatch):
     (tmp_path / "m.xml").write_text("an earlier one")
     right = openvino_export._runner

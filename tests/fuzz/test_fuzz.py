@@ -35,7 +35,7 @@ def test_ops(op, backend):
             pytest.skip(f"needs Triton's interpreter: {reason}")
 
     @seed(0)
-    @settings(few, max_examples={"cpu": 150, "reference": 50, "triton": 8}[backend])
+    @settings(few, max_examples={"cpu": 100, "reference": 30, "triton": 4}[backend])
     @given(op_cases.op_cases(op, backend))
     def check(case):
         check_op(case)
@@ -44,7 +44,7 @@ def test_ops(op, backend):
 
 
 @seed(0)
-@settings(few, max_examples=10)
+@settings(few, max_examples=6)
 @given(model_cases(), st.sampled_from([check_model, check_determinism]))
 def test_models(case, check):
     check(case)
@@ -56,7 +56,7 @@ def test_files(kind, tmp_path):
         pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install '.[onnx]'")
     module = __import__(f"tests.fuzz.{kind}_cases", fromlist=["x"])
     check = getattr(module, f"check_{kind}")
-    outcomes = {check(number, tmp_path) for number in range(40 if kind == "export" else 200)}
+    outcomes = {check(number, tmp_path) for number in range(30 if kind == "export" else 200)}
     assert outcomes == {"read", "refused"}
 
 

@@ -86,6 +86,7 @@ def load(name, address, home, **environment):
     return done.stdout.strip()
 
 
+@pytest.mark.exhaustive
 def test_load_and_offline(model, hub, tmp_path):
     address, _ = hub
     x = torch.linspace(-1, 1, 3 * 16 * 16).view(1, 3, 16, 16)
@@ -206,6 +207,7 @@ def test_a_folder_and_back(tmp_path, name, dtype):
         assert torch.equal(back(x), fast(x))
 
 
+@pytest.mark.exhaustive
 def test_8_bits_and_back(model, tmp_path):
     pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install '.[onnx]'")
     images = torch.rand(6, 3, 16, 16)
