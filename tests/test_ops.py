@@ -1,5 +1,7 @@
 """The public fused ops: every live backend against the reference in float64, and the checks."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -259,3 +261,33 @@ def test_other_refusals(op):
         function(*args)
     with torch.no_grad():
         function(*args)
+
+
+def _free_gib():
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except OSError:
+        return 0.0
+    return int(text.partition("MemAvailable:")[2].split()[0]) / 2**20
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(_free_gib() < 30, reason="needs 30 GiB of free memory")
+@pytest.mark.parametrize("op", ["pointwise", "depthwise"])
+def test_more_elements_than_32_bits_count(op):
+    height, width = 2**16, 2**15 + 8
+    x = torch.zeros(1, 1, height, width)
+    assert x.numel() > 2**31
+    x[0, 0, -1, -3:] = torch.tensor([1.0, 2.0, 3.0])
+    x[0, 0, height // 2, 7] = 9
+    with torch.inference_mode():
+        if op == "pointwise":
+            weight, bias = torch.full((1, 1, 1, 1), 2.0), torch.ones(1)
+            y = ops.pointwise_block(x, weight, bias, activation="relu", backend="cpu")
+            last, middle = [1, 3, 5, 7], [1, 19, 1]
+        else:
+            weight = torch.ones(1, 1, 3, 3)
+            y = ops.depthwise_block(x, weight, activation="relu", residual=False, backend="cpu")
+            last, middle = [1, 3, 6, 5], [9, 9, 9]
+    assert y[0, 0, -1, -4:].tolist() == last
+    assert y[0, 0, height // 2, 6:9].tolist() == middle
