@@ -165,6 +165,14 @@ class TestOnce:
         assert len(self.checks) == 2
         assert not list(self.folder.glob("checked-*"))
 
+    def test_what_cannot_be_checked_unasked_is_logged(self, model, caplog):
+        fused = _conditioned(optimize(model, backend="cpu"), "H == 40")
+        self_check.ensure(fused, model, None, once=True)
+        assert "could not be checked: the model takes images of some sizes alone" in caplog.text
+        with pytest.raises(ValueError, match="give verify=True an example_input"):
+            self_check.ensure(fused, model, None, once=False)
+        assert not list(self.folder.glob("checked-*"))
+
     def test_a_cache_that_cannot_be_written(self, model, tmp_path, caplog):
         (tmp_path / "convmixer_fast").write_text("in the way")
         with warnings.catch_warnings():

@@ -111,6 +111,16 @@ class OpenSizes:
         False
     )
 
+    def options(self, model: "_Model") -> dict[str, Any]:
+        """Return what :func:`to_onnx` takes of sizes, images and classes."""
+        return {
+            "image_size": model.image_size,
+            "dynamic_batch": not self.fixed_batch,
+            "dynamic_size": self.any_size,
+            "preprocessing": model.preprocessing,
+            "labels": model.labels,
+        }
+
 
 @dataclass(frozen=True)
 class Quantized:
@@ -171,15 +181,11 @@ def onnx(
     report = to_onnx(
         model.module,
         source.output,
-        image_size=model.image_size,
         precision=precision,
-        dynamic_batch=not sizes.fixed_batch,
-        dynamic_size=sizes.any_size,
         opset=opset,
         target=target,
         float32_io=float32_io,
-        preprocessing=model.preprocessing,
-        labels=model.labels,
+        **sizes.options(model),
         **quantized.options(model),
     )
     _show_quantized(report)
@@ -204,12 +210,8 @@ def openvino(
     report = to_openvino(
         model.module,
         source.output,
-        image_size=model.image_size,
         precision=precision,
-        dynamic_batch=not sizes.fixed_batch,
-        dynamic_size=sizes.any_size,
-        preprocessing=model.preprocessing,
-        labels=model.labels,
+        **sizes.options(model),
         **quantized.options(model),
     )
     _show_quantized(report.onnx)

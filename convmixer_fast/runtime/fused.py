@@ -12,10 +12,10 @@ from convmixer_fast.errors import InferenceOnlyError, UnsupportedModelError
 from convmixer_fast.models.convmixer import ConvMixerInterface, GlobalPool
 from convmixer_fast.ops import asks_for_gradient, check_dense
 from convmixer_fast.runtime.blocks import (
-    DepthwiseBlock,  # noqa: F401
+    DepthwiseBlock,  # noqa: F401  # for pickles made with 0.1, which look for it here
     FusedBlock,
     PatchEmbed,
-    PointwiseBlock,  # noqa: F401
+    PointwiseBlock,  # noqa: F401  # as well
     folded_layer,
     fused_layer,
 )
@@ -23,8 +23,6 @@ from convmixer_fast.runtime.engine import Engine
 from convmixer_fast.runtime.explanation import Explanation
 from convmixer_fast.runtime.pretrained import Pretrained
 from convmixer_fast.spec import FoldedConvMixer, FoldedLayer, Head
-
-# Two are not used here: pickles made with 0.1 look for them in this module.
 
 if TYPE_CHECKING:
     from convmixer_fast.runtime.tuning import Tuning
