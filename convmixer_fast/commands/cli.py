@@ -290,8 +290,7 @@ def predict(
 
     Preprocessing is timm's: resize the shorter side, crop the centre, normalise; from the
     checkpoint's metadata where it states it, otherwise ImageNet's. Pictures are turned upright, by
-    EXIF, first. An image that cannot be
-    read is reported and skipped, and the exit code is then 1.
+    EXIF, first. An image that cannot be read is reported and skipped, and the exit code is then 1.
     """
     contents = read_checkpoint(checkpoint)
     model = build(contents, checkpoint, activation=activation).to(_device(backend))
